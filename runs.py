@@ -1,0 +1,689 @@
+"""What a run leaves behind: flags, log, progress line, pictures, checkpoints. Nothing in here is about GANs.
+
+A script uses it like this (see train_cifar.py):
+
+    args = runs.flags(__doc__, data="cifar10", iterations=200_000, batch_size=64).parse_args()
+    run = runs.Run(args, out="runs/cifar-wgan-gp", columns=["test_loss"])
+    start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)    # 0, or the checkpoint's iteration
+    for step in wgan_gp.train(..., start=start):
+        run.log(step, test_loss=...)                         # a row of log.csv, the progress line
+        run.checkpoint(step.iteration)                       # now and then; on Ctrl-C it saves and leaves
+    run.finish()
+"""
+import argparse
+import contextlib
+import csv
+import functools
+import io
+import json
+import math
+import os
+import platform
+import re
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, nothing stops two runs from writing into one folder
+    fcntl = None
+
+
+class Mistake(Exception):
+    """Something the user can put right: one line that says what is wrong and what to do."""
+
+    def __init__(self, message, exit_code=1):
+        super().__init__(message)
+        self.exit_code = exit_code  # 2 for flags, 1 for data and everything else
+
+
+class Diverged(Mistake):
+    """A loss is no longer a finite number."""
+
+
+def main(script):
+    """Call script(); a mistake or a problem with a file becomes one line on standard error and a non-zero exit."""
+    try:
+        script()
+    except (Mistake, OSError) as problem:
+        message = " ".join(str(problem).split())
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        sys.exit(getattr(problem, "exit_code", 1))
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted before the first checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+# ----------------------------------------------------------------------------------------------------------- flags
+
+def flags(doc, data, iterations, batch_size):
+    """The argument parser that every training script starts from. doc: the script's docstring, shown by --help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=whole(1), default=iterations, metavar="N",
+                        help=f"generator iterations (default {iterations or 'see above'})")
+    parser.add_argument("--batch-size", type=whole(2), default=batch_size, metavar="N",
+                        help=f"examples in a batch (default {batch_size})")
+    parser.add_argument("--seed", type=whole(0, 2 ** 32), default=0, metavar="N", help="the same seed, the same run (default 0)")
+    parser.add_argument("--device", type=device, default="auto", metavar="{auto,cpu,cuda,mps}",
+                        help="where to compute (default: a GPU if there is one)")
+    parser.add_argument("--out", metavar="DIR", help="where the run is written (default runs/<script>-<variant>)")
+    parser.add_argument("--data", default=data, metavar="NAME|PATH", help=f"what to train on (default {data or 'see above'})")
+    parser.add_argument("--data-dir", default="data", metavar="DIR",
+                        help="where published archives are looked for and downloaded to (default data)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--checkpoint-seconds", type=number(0), default=60, metavar="S",
+                        help="seconds between checkpoints (default 60)")
+    return parser
+
+
+def whole(least, below=math.inf):
+    """An argparse type: a whole number of at least `least` and below `below`."""
+    def parse(text):
+        value = int(text)
+        if not least <= value < below:
+            raise argparse.ArgumentTypeError(f"{text} is {'less than' if value < least else 'not below'} "
+                                             f"{least if value < least else below}")
+        return value
+    parse.__name__ = "whole number"
+    return parse
+
+
+def number(least, below=math.inf):
+    """An argparse type: a finite number of at least `least` and below `below`."""
+    def parse(text):
+        value = float(text)
+        if not least <= value < below:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{least:g}, {below:g})")
+        return value
+    parse.__name__ = "number"
+    return parse
+
+
+def device(name):
+    """An argparse type: "auto", "cpu", "cuda" or "mps" to the name of a device that is there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind in there if there[kind])
+    if name.split(":")[0] not in there:
+        raise argparse.ArgumentTypeError(f"{name} is none of auto, cpu, cuda, mps")
+    if not there[name.split(":")[0]]:
+        raise argparse.ArgumentTypeError(f"this torch ({torch.__version__}) finds no {name} device; leave --device out")
+    return name
+
+
+# ----------------------------------------------------------------------------------------------------------- a run
+
+class Run:
+    """One run's folder: config.json, log.csv, curves.png, samples/, checkpoint.pt.
+
+    args: the parsed flags. out: the folder, if --out does not name one. columns: what log.csv has beside the
+    columns that every script has. Refuses a folder that holds a run already, unless --resume is given, and then
+    refuses to go on with other flags than the run was started with.
+    """
+
+    COLUMNS = ["iteration", "seconds", "critic_loss", "wasserstein", "penalty", "generator_loss"]
+    FREE_ON_RESUME = {"out", "resume", "device", "data_dir", "checkpoint_seconds"}  # these do not change the result
+
+    def __init__(self, args, out, columns=()):
+        self.out = Path(args.out or out)
+        self.args, self.columns = args, [*self.COLUMNS, *columns]
+        self.script = Path(sys.argv[0]).name
+        self.objects, self.rows, self.last = {}, [], {}
+        self.seconds, self.saved_iteration, self.interrupted = 0.0, None, None
+        config = {"script": self.script, "flags": vars(args), "python": platform.python_version(),
+                  "torch": torch.__version__, "hardware": hardware(args.device)}
+        old = self.out / "config.json"
+        if args.resume:
+            self.loaded = self.load(config)
+        elif old.exists() or (self.out / "checkpoint.pt").exists():
+            raise Mistake(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out", 2)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if fcntl:
+            self.lock = open(self.out / ".lock", "w")
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Mistake(f"another run is writing into {self.out}: choose another --out", 2) from None
+        if not args.resume:
+            write(old, json.dumps(config, indent=2) + "\n")
+            write(self.out / "log.csv", ",".join(self.columns) + "\n")
+        torch.manual_seed(args.seed)  # the networks' first weights
+
+    def load(self, config):
+        """Read and check the checkpoint and config.json of a run that is to be resumed."""
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            raise Mistake(f"there is no checkpoint in {self.out}: leave --resume out, or say --out", 2)
+        try:
+            old = json.loads((self.out / "config.json").read_text())
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            iteration, seconds, objects = loaded["iteration"], loaded["seconds"], loaded["objects"]
+        except Exception as problem:  # torch.load and json raise a dozen kinds
+            raise Mistake(f"the run in {self.out} cannot be read, its checkpoint.pt or config.json is damaged "
+                          f"({type(problem).__name__}): start again with another --out") from None
+        if old.get("script") != config["script"]:
+            raise Mistake(f"{self.out} holds a run of {old.get('script')}: choose another --out", 2)
+        for name, value in config["flags"].items():
+            if name not in self.FREE_ON_RESUME and old["flags"].get(name) != value:
+                flag = "--" + name.replace("_", "-")
+                raise Mistake(f"{self.out} was started with {flag} {old['flags'].get(name)}, not {value}: resume it "
+                              f"with the same flags, or choose another --out", 2)
+        return iteration, seconds, objects
+
+    def start(self, **objects):
+        """Name what a checkpoint holds (modules, optimisers: whatever has a state_dict); restore it on --resume.
+
+        Returns the number of iterations done. From here on Ctrl-C and a scheduler's SIGTERM wait for checkpoint().
+        """
+        self.objects, iteration = objects, 0
+        if self.args.resume:
+            iteration, self.seconds, states = self.loaded
+            try:
+                for name, thing in objects.items():
+                    thing.load_state_dict(states[name])
+            except (KeyError, ValueError, RuntimeError) as problem:
+                raise Mistake(f"the checkpoint in {self.out} does not fit these networks ({type(problem).__name__}): "
+                              f"start again with another --out") from None
+            self.cut_log(iteration)
+            self.saved_iteration = iteration
+            print(f"resuming {self.out} at iteration {iteration}", file=sys.stderr)
+        for name in ("SIGINT", "SIGTERM"):
+            signal.signal(getattr(signal, name), self.interrupt)
+        self.first_iteration, self.begun = iteration, time.monotonic()
+        self.mark = self.saved_at = self.shown_at = self.flushed_at = self.begun
+        return iteration
+
+    def interrupt(self, signum, frame):
+        """Ask the loop to stop at its next checkpoint(); asked a second time, stop at once."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = signum
+        print("\nstopping after this iteration (once more: at once, without saving)", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def clock_stopped(self):
+        """What is done inside (scores, pictures) does not count in log.csv's seconds of training."""
+        self.tick()
+        yield
+        self.mark = time.monotonic()
+
+    def tick(self):
+        """Add the time since the last look at the clock to the seconds of training."""
+        now = time.monotonic()
+        self.seconds, self.mark = self.seconds + now - self.mark, now
+
+    # ------------------------------------------------------------------------------------------------ log, progress
+
+    def log(self, step, **extra):
+        """Take a row for log.csv: the fields of `step`, a named tuple, and whatever else was measured this time.
+
+        Tensors are read, and so a GPU waited for, about once a second. Raises Diverged, naming the iteration, when
+        a loss is not finite; the checkpoint is then that of the last good iteration saved.
+        """
+        self.tick()
+        self.rows.append({"seconds": self.seconds, **step._asdict(), **extra})
+        if time.monotonic() - self.flushed_at > 1 or step.iteration >= self.args.iterations:
+            self.flush()
+        self.show(step.iteration)
+
+    def flush(self):
+        """Write the rows that log() has taken to log.csv."""
+        if not self.rows:
+            return
+        numbers = [v for row in self.rows for v in row.values() if torch.is_tensor(v)]
+        read = iter(torch.stack([v.float() for v in numbers]).tolist() if numbers else [])  # waits for the GPU once
+        rows = [{k: next(read) if torch.is_tensor(v) else v for k, v in row.items()} for row in self.rows]
+        self.rows, self.flushed_at = [], time.monotonic()
+        with open(self.out / "log.csv", "a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            for row in rows:
+                writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        for row in rows:
+            self.last.update(row)
+            for name in ("critic_loss", "generator_loss"):
+                if not math.isfinite(row.get(name, 0)):
+                    good = (f"the checkpoint of iteration {self.saved_iteration} is good" if self.saved_iteration
+                            else "no checkpoint had been saved")
+                    raise Diverged(f"{name} is {row[name]} at iteration {row['iteration']}; {good}")
+
+    def show(self, iteration):
+        """The progress line: redrawn in place on a terminal, elsewhere a line every half minute."""
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if now - self.shown_at < (0.2 if terminal else 30) and iteration < self.args.iterations:
+            return
+        self.shown_at = now
+        done = iteration - self.first_iteration
+        rate = done / (now - self.begun) if now > self.begun else 0
+        left = (self.args.iterations - iteration) / rate if rate else 0
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in self.last.items()
+                            if name not in ("iteration", "seconds") and isinstance(value, float))
+        line = f"{iteration}/{self.args.iterations}  {rate:.3g}/s  {duration(left)} left  {numbers}"
+        if terminal:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print("\r" + line[:width - 1].ljust(width - 1), end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def read_log(self):
+        """log.csv so far: {column: float array}, NaN where nothing was measured."""
+        self.flush()
+        return read_log(self.out)
+
+    def cut_log(self, iteration):
+        """Drop what log.csv has after `iteration`, and lines that are no rows, such as a last line cut short."""
+        try:
+            lines = (self.out / "log.csv").read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            lines = []
+        rows = [line for line in lines[1:] if line.count(",") == len(self.columns) - 1
+                and line.split(",")[0].isdigit() and int(line.split(",")[0]) <= iteration]
+        if len(rows) != iteration:
+            print(f"{self.out / 'log.csv'} has {len(rows)} of {iteration} rows: the others are lost", file=sys.stderr)
+        write(self.out / "log.csv", "\n".join([",".join(self.columns), *rows]) + "\n")
+
+    def save_curves(self, charts):
+        """Draw curves.png from log.csv. charts: pairs (title, columns); a chart with nothing measured is left out.
+
+        Long columns are drawn twice, pale as they are and smoothed over a fiftieth of their length.
+        """
+        log, pictures = self.read_log(), []
+        for title, columns in charts:
+            there = {c: np.isfinite(log[c]) for c in columns}
+            raw = {c: (log["iteration"][i], log[c][i]) for c, i in there.items() if i.any()}
+            if raw:
+                smoothed = {c: (x, smooth(y, max(len(y) // 50, 1))) for c, (x, y) in raw.items()}
+                pictures.append(line_chart(smoothed, title, "iteration", pale=raw))
+        if pictures:
+            save_png(beside([pictures[i:i + 2] for i in range(0, len(pictures), 2)]), self.out / "curves.png")
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def checkpoint(self, iteration):
+        """Save if it is time to, or if Ctrl-C was pressed: then leave too. Call it last in the loop's body."""
+        due = time.monotonic() - self.saved_at >= self.args.checkpoint_seconds
+        if due or self.interrupted or iteration == self.args.iterations:
+            self.save(iteration)
+        if self.interrupted:
+            print(f"saved iteration {iteration} in {self.out}; the same command with --resume goes on", file=sys.stderr)
+            sys.exit(128 + self.interrupted)
+
+    def save(self, iteration):
+        """Write checkpoint.pt: under another name first, so that there is always a whole one."""
+        self.flush()
+        buffer = io.BytesIO()
+        torch.save({"iteration": iteration, "seconds": self.seconds,
+                    "objects": {name: thing.state_dict() for name, thing in self.objects.items()}}, buffer)
+        try:
+            write(self.out / "checkpoint.pt", buffer.getbuffer())
+        except OSError as problem:
+            kept = (f"that of iteration {self.saved_iteration} is kept" if self.saved_iteration else "there is no other")
+            raise Mistake(f"the checkpoint of iteration {iteration} could not be saved ({problem}); {kept}: make room, "
+                          f"then --resume") from None
+        self.saved_iteration, self.saved_at = iteration, time.monotonic()
+
+    def sample_path(self, iteration, suffix=".png"):
+        """Where the samples of this iteration go: samples/NNNNNN.png."""
+        (self.out / "samples").mkdir(exist_ok=True)
+        return self.out / "samples" / f"{iteration:06d}{suffix}"
+
+    def finish(self):
+        """Write what is left of the log, give Ctrl-C back its meaning, and say where everything is."""
+        self.flush()
+        for name in ("SIGINT", "SIGTERM"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL if name == "SIGTERM" else signal.default_int_handler)
+        print(f"{chr(10) if sys.stderr.isatty() else ''}done: {self.out}", file=sys.stderr)
+
+
+def write(path, content):
+    """Write text or bytes to `path`, whole or not at all: to a temporary name first, which is then renamed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_log(folder):
+    """log.csv in `folder`: {column: float array}, NaN where nothing was measured."""
+    path = Path(folder) / "log.csv"
+    with open(path, newline="") as file:
+        header, *rows = csv.reader(file)
+    try:
+        values = np.array([[float(v) if v else np.nan for v in row] for row in rows]).reshape(-1, len(header))
+    except ValueError:
+        raise Mistake(f"{path} is damaged: --resume repairs it") from None
+    return dict(zip(header, values.T))
+
+
+def duration(seconds):
+    """Seconds as "42s", "3m05s" or "2h07m"."""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def hardware(device):
+    """One line on what computes: the GPU's name, or the CPU's and the number of threads."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        name = [line for line in open("/proc/cpuinfo") if line.startswith("model name")][0].split(":")[1].strip()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+# -------------------------------------------------------------------------------------------------------- pictures
+# Numbers in lists, arrays or tensors come in, RGB PIL.Images go out; save_png puts one into a file.
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC6699", "#E69F00", "#56B4E9", "#333333", "#8C6BB1"]
+GREY, GRID = "#444444", (232, 232, 232)
+SURFACE = [(62, 56, 112), (62, 104, 152), (66, 150, 154), (122, 195, 138), (243, 233, 140)]  # low to high
+FINER = 4  # everything is drawn this many times larger and then reduced, so that its edges are smooth
+
+
+def _numbers(values, log=False):
+    """Numbers as a float64 array, or their log10. None and the log of a number <= 0 become NaN."""
+    values = np.asarray(values.detach().cpu().double() if torch.is_tensor(values) else values, np.float64)
+    return np.log10(values, out=np.full(values.shape, np.nan), where=values > 0) if log else values
+
+
+_font = functools.cache(ImageFont.load_default)  # Pillow's own: Latin letters and the signs of ASCII
+
+
+def _text(text, size=11, width=9999):
+    """Text as a greyscale picture, 255 where there is ink. Lines are centred, words wrap at about
+    `width` pixels, and an exponent is raised: 10^-3."""
+    letters = max(1, int(2 * width / size))
+    lines = [line for part in str(text).split("\n") for line in textwrap.wrap(part, letters) or [""]]
+    lines = [[(piece, _font(FINER * size * (0.75 if i % 2 else 1)), FINER * size * 0.4 * (i % 2))
+              for i, piece in enumerate(re.split(r"\^(-?\d+)", line))] for line in lines]
+    lengths = [sum(font.getlength(piece) for piece, font, _ in line) for line in lines]
+    height = round(1.4 * size) * FINER
+    picture = Image.new("L", (math.ceil(max(lengths)) + FINER, height * len(lines)))
+    for i, (line, length) in enumerate(zip(lines, lengths)):
+        x = (picture.width - length) / 2
+        for piece, font, raised in line:
+            ImageDraw.Draw(picture).text((x, height * (i + 0.75) - raised), piece, 255, font, anchor="ls")
+            x += font.getlength(piece)
+    return picture.reduce(FINER)
+
+
+def _put(picture, text, x, y, across=0.5, down=0.5, colour="black"):
+    """Puts a _text where its point (across, down), each 0 to 1, lies at pixel (x, y), or as near as fits."""
+    x = max(0, min(round(x - across * text.width), picture.width - text.width))
+    y = max(0, min(round(y - down * text.height), picture.height - text.height))
+    picture.paste(colour, (x, y, x + text.width, y + text.height), text)
+
+
+def _limits(values, log=False, given=None, room=0.04):
+    """The (low, high) of an axis for finite values, which are exponents of ten if `log`. `given`: two
+    numbers, None where the data decide. A log axis is widened to have two powers of ten."""
+    data = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    given = _numbers(given or (None, None), log)
+    low, high = np.where(np.isnan(given), data, given)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, or none between the given ends
+        extra = 0.1 * max(abs(low), abs(high)) or 1.0
+        low, high = min(low, high) - extra, max(low, high) + extra
+    room = room * (high - low) * np.isnan(given)
+    low, high = low - room[0], high + room[1]
+    few = log and math.floor(high) <= math.ceil(low)
+    return (math.floor(low), math.ceil(high)) if few else (low, high)
+
+
+def _ticks(low, high, most, log=False):
+    """Positions and labels of about `most` ticks: 1, 2 or 5 times a power of ten apart, or whole
+    exponents if `log`. Labels of large numbers are like 200k, 1.5M and 3e12."""
+    rough = (high - low) / most
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= 0.999 * rough)
+    step = max(1, math.ceil(rough)) if log else step
+    ticks = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
+    if log:
+        return ticks, [f"10^{tick}" for tick in ticks.astype(int)]
+    power = math.floor(math.log10(max(abs(low), abs(high))) + 1e-9)
+    power, end = (3, "k") if 4 <= power < 6 else (6, "M") if 6 <= power < 9 else (power, f"e{power}")
+    if -4 < power < 3 or step < 10.0 ** (power - 2):
+        power, end = 0, ""
+    places = max(0, power - math.floor(math.log10(step) + 1e-9))
+    return ticks, ["0" if abs(t) < step / 2 else f"{t / 10.0 ** power:.{places}f}{end}" for t in ticks]
+
+
+def _axes(size, x_limits, y_limits, title, x_label, y_label, log_x=False, log_y=False):
+    """Draws axes; on a log axis the limits are exponents of ten. Returns (picture, box, layer, place): the
+    chart so far; the (left, top, right, bottom) of its inside; the inside, FINER times larger, to draw on;
+    place(xs, ys), the layer's pixels for data (or exponents)."""
+    picture = Image.new("RGB", size, "white")
+    top, bottom = (34 if title else 12), size[1] - (44 if x_label else 26)
+    ys, names = _ticks(*y_limits, (bottom - top) / 38, log_y)
+    y_names = [_text(name) for name in names]
+    left = 12 + max([name.width for name in y_names], default=0) + (20 if y_label else 0)
+    right = size[0] - 18
+    for most in range(10, 0, -1):  # fewer and fewer, until the labels stand apart
+        xs, names = _ticks(*x_limits, most, log_x)
+        x_names = [_text(name) for name in names]
+        room = (xs[1] - xs[0]) / (x_limits[1] - x_limits[0]) * (right - left) if len(xs) > 1 else math.inf
+        if max([name.width for name in x_names], default=0) + 16 <= room:
+            break
+    layer = Image.new("RGB", ((right - left) * FINER, (bottom - top) * FINER), "white")
+
+    def place(xs, ys):
+        x = (xs - x_limits[0]) / (x_limits[1] - x_limits[0])
+        y = (y_limits[1] - ys) / (y_limits[1] - y_limits[0])
+        return np.clip(x, -20, 21) * layer.width, np.clip(y, -20, 21) * layer.height
+
+    grid, pen = ImageDraw.Draw(layer), ImageDraw.Draw(picture)
+    for x, name in zip((place(xs, 0)[0] / FINER).round().astype(int).tolist(), x_names):
+        grid.rectangle((x * FINER, 0, x * FINER + FINER - 1, layer.height), GRID)
+        pen.line((left + x, bottom, left + x, bottom + 4), GREY)
+        _put(picture, name, left + x, bottom + 6, down=0)
+    for y, name in zip((place(0, ys)[1] / FINER).round().astype(int).tolist(), y_names):
+        grid.rectangle((0, y * FINER, layer.width, y * FINER + FINER - 1), GRID)
+        pen.line((left - 5, top + y, left - 1, top + y), GREY)
+        _put(picture, name, left - 7, top + y, across=1)
+    pen.rectangle((left - 1, top - 1, right, bottom), outline="#999999")
+    _put(picture, _text(title, 14), (left + right) / 2, top - 8, down=1)
+    _put(picture, _text(x_label, 12), (left + right) / 2, size[1] - 4, down=1)
+    _put(picture, _text(y_label, 12).rotate(90, expand=True), 4, (top + bottom) / 2, across=0)
+    return picture, (left, top, right, bottom), layer, place
+
+
+def _line(pen, x, y, colour, width):
+    """Draws a line through layer pixels x, y, with gaps at NaN and a dot where a point stands alone. Of the
+    points in one column of the layer it draws the first, lowest, highest and last: all that can be seen."""
+    shown = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    if len(shown) == 0:
+        return
+    x, y = x[shown], y[shown]
+    moves = np.diff(np.floor(x)) != 0                             # to another column
+    part = np.append(0, np.cumsum(moves & (np.diff(shown) > 1)))  # of the line, between gaps
+    first, last = np.append(0, np.flatnonzero(moves) + 1), np.append(np.flatnonzero(moves), len(x) - 1)
+    by_height = np.lexsort((y, np.append(0, np.cumsum(moves))))   # column by column
+    kept = np.unique(np.concatenate([first, last, by_height[first], by_height[last]]))
+    for points in np.split(kept, np.flatnonzero(np.diff(part[kept])) + 1):
+        if max(np.ptp(x[points]), np.ptp(y[points])) < width:
+            pen.circle((x[points[0]], y[points[0]]), 3 * FINER, colour)
+        else:
+            pen.line(np.stack([x[points], y[points]], 1).ravel().tolist(), colour, width, joint="curve")
+
+
+def _legend(picture, box, layer, colours):
+    """Puts {label: colour} into the box of the picture, in the corner or side where it hides the least."""
+    ink = np.asarray(layer)[::FINER, ::FINER]
+    ink = (ink != 255).any(2) & (ink != GRID).any(2)
+    names = [_text(label) for label in colours]
+    wide, high = max(name.width for name in names) + 42, 16 * len(names) + 7
+    places = ((1, 0), (0, 0), (1, 1), (0, 1), (0.5, 0), (0.5, 1), (1, 0.5), (0, 0.5))
+    free_x, free_y = ink.shape[1] - wide - 16, ink.shape[0] - high - 16
+    spots = [(max(4, int(8 + x * free_x)), max(4, int(8 + y * free_y))) for x, y in places]
+    x, y = min(spots, key=lambda xy: ink[xy[1] - 4:xy[1] + high + 4, xy[0] - 4:xy[0] + wide + 4].sum())
+    x, y, pen = box[0] + x, box[1] + y, ImageDraw.Draw(picture)
+    pen.rectangle((x, y, x + wide, y + high), "white", "#CCCCCC")
+    for i, (name, colour) in enumerate(zip(names, colours.values())):
+        pen.line((x + 8, y + 11 + 16 * i, x + 28, y + 11 + 16 * i), colour, 2)
+        _put(picture, name, x + 34, y + 12 + 16 * i, across=0)
+
+
+def line_chart(series, title="", x_label="", y_label="", log_y=False, log_x=False, size=(560, 360),
+               y_range=None, pale=None):
+    """Draws {label: (xs, ys)} as lines; the label "" stays out of the legend. None, NaN and infinity are
+    gaps, and so are numbers <= 0 on a log axis. `pale`, of the same form, is drawn behind, thin and light, in
+    the colours of the lines of the same labels: raw numbers behind smooth ones. `y_range`: (low, high), None
+    where the data decide."""
+    lines, pale = [{label: (_numbers(xs, log_x), _numbers(ys, log_y)) for label, (xs, ys) in some.items()}
+                   for some in (series, pale or {})]
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(lines)}
+    x, y = np.concatenate([np.zeros((2, 0)), *lines.values(), *pale.values()], axis=1)
+    shown = np.isfinite(x) & np.isfinite(y)
+    limits = _limits(x[shown], log_x, room=0.015), _limits(y[shown], log_y, y_range)
+    picture, box, layer, place = _axes(size, *limits, title, x_label, y_label, log_x, log_y)
+    pen = ImageDraw.Draw(layer)
+    for label, line in pale.items():
+        light = tuple(255 - (255 - c) // 3 for c in ImageColor.getrgb(colours[label]))
+        _line(pen, *place(*line), light, FINER)
+    for label, line in lines.items():
+        _line(pen, *place(*line), colours[label], 7 * FINER // 4)
+    if not shown.any():
+        _put(layer, _text("no data yet", 13 * FINER), layer.width / 2, layer.height / 2, colour=GREY)
+    picture.paste(layer.reduce(FINER), box)
+    if shown.any() and any(lines):
+        _legend(picture, box, layer, {label: colour for label, colour in colours.items() if label})
+    return picture
+
+
+def smooth(ys, window):
+    """The running mean of ys, as long as ys: of the `window` numbers centred on each (at the ends, of those there
+    are). What is not finite is left out; NaN where nothing is left."""
+    ys, window = _numbers(ys), max(1, int(window))
+    finite = np.isfinite(ys)
+    sums, counts = [np.append(0, np.cumsum(v)) for v in (np.where(finite, ys, 0), finite)]
+    first = np.maximum(np.arange(len(ys)) - window // 2, 0)
+    last = np.minimum(np.arange(len(ys)) - window // 2 + window, len(ys))
+    count = counts[last] - counts[first]
+    return np.divide(sums[last] - sums[first], count, out=np.full(len(ys), np.nan), where=count > 0)
+
+
+def histogram(values, bins=100, title="", x_label="", size=(560, 360), x_range=None, log_y=False,
+              y_label="share per bin"):
+    """Draws the distribution of the values: a bar's height is the share of all finite values that lie in its
+    bin. The bins divide `x_range`, by default from the lowest value to the highest."""
+    values = _numbers(values).ravel()
+    values = values[np.isfinite(values)]
+    low, high = _limits(values, given=x_range, room=0)
+    counts, edges = np.histogram(values, bins, (low, high))
+    shares = counts / max(len(values), 1)
+    heights = _numbers(shares, log_y)
+    y_limits = _limits(heights[counts > 0], log_y, given=None if log_y else (0, None))
+    x_limits = low - 0.02 * (high - low), high + 0.02 * (high - low)
+    picture, box, layer, place = _axes(size, x_limits, y_limits, title, x_label, y_label, log_y=log_y)
+    x, y = place(edges, np.append(heights, 0))
+    for i in np.flatnonzero(counts):
+        ImageDraw.Draw(layer).rectangle((x[i], y[i], x[i + 1] - 1, layer.height), COLOURS[0])
+    if len(values) == 0:
+        _put(layer, _text("no data yet", 13 * FINER), layer.width / 2, layer.height / 2, colour=GREY)
+    picture.paste(layer.reduce(FINER), box)
+    return picture
+
+
+def surface(values, extent, points=None, fake=None, title="", size=(300, 300), levels=12):
+    """Draws a function of the plane as in Figure 1(a): steps of colour, from dark (low) to light (high), and
+    a line at each of `levels` equally spaced values between its extremes; grey where it is not finite.
+    values: H x W, on a grid over extent (x0, x1, y0, y1), ends included, row 0 at y0, the bottom.
+    points, fake: N x 2, orange and light blue dots. `size` is that of the surface; a title adds to it."""
+    values, (x0, x1, y0, y1) = _numbers(values)[::-1], extent
+    values = np.where(np.isfinite(values), values, np.nan)
+    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0, 0)
+    steps = Image.fromarray(((values - low) / ((high - low) or 1) * (levels + 1)).astype(np.float32))
+    corners = (0.5, 0.5, steps.width - 0.5, steps.height - 0.5)  # centres of the outermost values
+    width, height = size[0] * FINER, size[1] * FINER
+    steps = np.asarray(steps.resize((width, height), Image.Resampling.BILINEAR, corners))
+    steps = np.nan_to_num(np.clip(np.floor(steps), 0, levels), nan=-1).astype(int)
+    at = np.linspace(0, len(SURFACE) - 1, levels + 1)
+    shades = np.stack([np.interp(at, np.arange(len(SURFACE)), channel) for channel in zip(*SURFACE)], axis=1)
+    pixels = np.append(shades, [[200, 200, 200]], axis=0)[steps]
+    pixels[(steps != np.roll(steps, 1, 0)) | (steps != np.roll(steps, 1, 1))] *= 0.2
+    layer = Image.fromarray(pixels.round().astype(np.uint8))
+    for dots, colour in ((fake, "#B9D7F0"), (points, "#F0602A")):
+        for x, y in [] if dots is None else _numbers(dots):
+            if x0 <= x <= x1 and y0 <= y <= y1:
+                x, y = (x - x0) / (x1 - x0) * width, (y1 - y) / (y1 - y0) * height
+                ImageDraw.Draw(layer).circle((x, y), 1.7 * FINER, colour)
+    top = 24 if title else 0
+    picture = Image.new("RGB", (size[0], size[1] + top), "white")
+    picture.paste(layer.reduce(FINER), (0, top))
+    ImageDraw.Draw(picture).rectangle((0, top, size[0] - 1, size[1] + top - 1), outline=GREY)
+    _put(picture, _text(title, 14), size[0] / 2, top - 4, down=1)
+    return picture
+
+
+def image_grid(images, columns=None, scale=1, gap=2):
+    """Images on white, row after row, `gap` pixels apart. images: uint8, N x C x H x W, C 1 or 3;
+    each pixel becomes scale x scale. The default number of columns is the square root of N, rounded up."""
+    images = np.asarray(images.detach().cpu() if torch.is_tensor(images) else images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be uint8, N x 1 or 3 x H x W, not {images.dtype} {images.shape}")
+    images = images.repeat(3 // images.shape[1], 1).repeat(scale, 2).repeat(scale, 3).transpose(0, 2, 3, 1)
+    count, high, wide, _ = images.shape
+    columns = columns or max(1, math.ceil(math.sqrt(count)))
+    rows = max(1, math.ceil(count / columns))
+    picture = Image.new("RGB", (columns * (wide + gap) - gap, rows * (high + gap) - gap), "white")
+    for i, image in enumerate(images):
+        picture.paste(Image.fromarray(image), (i % columns * (wide + gap), i // columns * (high + gap)))
+    return picture
+
+
+def beside(rows, captions=None, row_labels=None, column_labels=None, title="", gap=12):
+    """Puts rows of pictures into one figure; None is an empty cell, crossed out. captions: rows of texts,
+    below the pictures; row_labels: at the left, turned; column_labels: above. Texts wrap."""
+    known = [(c, *image.size) for row in rows for c, image in enumerate(row) if image] or [(0, 100, 100)]
+    widths = [max([wide for i, wide, _ in known if i == c], default=known[0][1])
+              for c in range(max(map(len, rows)))]
+    heights = [max([image.height for image in row if image], default=known[0][2]) for row in rows]
+    head = _text(title, 15, sum(widths))
+    tops = [_text(text, 13, width) for text, width in zip(column_labels or [], widths)]
+    sides = [_text(text, 13, height) for text, height in zip(row_labels or [], heights)]
+    sides = [side.rotate(90, expand=True) for side in sides]
+    notes = [[_text(text or "", 11, width) for text, width in zip(row, widths)]
+             for row in [*(captions or []), *[[]] * len(rows)][:len(rows)]]
+    below = [max([note.height + 4 for note in row], default=0) for row in notes]
+    left = gap + max([side.width + 6 for side in sides], default=0)
+    top = gap + (head.height + 6 if title else 0) + max([text.height + 4 for text in tops], default=0)
+    xs = [left + sum(widths[:c]) + gap * c for c in range(len(widths))]
+    ys = [top + sum(heights[:r]) + sum(below[:r]) + gap * r for r in range(len(rows))]
+    size = xs[-1] + widths[-1] + gap, ys[-1] + heights[-1] + below[-1] + gap
+    picture = Image.new("RGB", size, "white")
+    _put(picture, head, (left + size[0] - gap) / 2, gap, down=0)
+    for text, x, width in zip(tops, xs, widths):
+        _put(picture, text, x + width / 2, top - 4, down=1)
+    for text, y, height in zip(sides, ys, heights):
+        _put(picture, text, left - 6, y + height / 2, across=1)
+    for row, texts, y, height in zip(rows, notes, ys, heights):
+        for text, x, width in zip(texts, xs, widths):
+            _put(picture, text, x + width / 2, y + height + 4, down=0)
+        for image, x, width in zip(row, xs, widths):
+            if image:
+                picture.paste(image, (x + (width - image.width) // 2, y))
+            else:
+                end_x, end_y, pen = x + width - 1, y + height - 1, ImageDraw.Draw(picture)
+                pen.rectangle((x, y, end_x, end_y), "#F4F4F4", "#BBBBBB")
+                pen.line((x, y, end_x, end_y, end_x, y, x, end_y), "#BBBBBB")
+    return picture
+
+
+def save_png(image, path):
+    """Write the picture so that `path` holds, at every moment, what it held before or the whole picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write(path, buffer.getbuffer())

@@ -1,0 +1,164 @@
+"""models.py against the authors' code: shapes, parameter counts, initialisation, padding, batch statistics."""
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import models
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def assert_uniform(weight, deviation):
+    """weight ~ U[-deviation sqrt(3), deviation sqrt(3)]: its deviation, within sampling error, and its extremes."""
+    n = weight.numel()
+    assert weight.std().item() == pytest.approx(deviation, rel=4 / math.sqrt(n))
+    edge = deviation * math.sqrt(3)
+    assert weight.abs().max() <= edge * (1 + 1e-6) and weight.abs().max() > edge * (1 - 20 / n)
+
+
+# ------------------------------------------------------------------------------------------------------- layers
+
+def test_initial_deviations_of_each_kind_of_layer():
+    torch.manual_seed(0)
+    assert_uniform(models.Linear(128, 300).weight, math.sqrt(2 / 428))
+    assert_uniform(models.Linear(128, 300, he=True).weight, math.sqrt(2 / 128))
+    assert_uniform(models.Conv2d(32, 64, 3).weight, math.sqrt(4 / (32 * 9 + 64 * 9)))
+    assert_uniform(models.Conv2d(32, 64, 5, stride=2).weight, math.sqrt(4 / (32 * 25 + 64 * 25 / 4)))
+    assert_uniform(models.Conv2d(32, 64, 3, glorot=True).weight, math.sqrt(2 / (32 * 9 + 64 * 9)))
+    assert_uniform(models.Deconv2d(64, 32, 5).weight, math.sqrt(4 / (64 * 25 / 4 + 32 * 25)))
+    for layer in (models.Linear(3, 4), models.Conv2d(3, 4, 3), models.Deconv2d(3, 4, 5), models.batch_norm(4),
+                  models.layer_norm(4)):
+        assert layer.bias.abs().max() == 0
+    assert (models.batch_norm(4).weight == 1).all() and (models.layer_norm(4).weight == 1).all()
+
+
+@pytest.mark.parametrize("network, convolutions", [
+    (models.cifar_critic(64), [(3, 64), (64, 128), (128, 256)]),
+])
+def test_initial_deviations_in_the_cifar_critic(network, convolutions):
+    layers = [m for m in network if isinstance(m, nn.Conv2d)]
+    for layer, (n_in, n_out) in zip(layers, convolutions, strict=True):
+        assert_uniform(layer.weight, math.sqrt(4 / (25 * n_in + 25 * n_out / 4)))
+    assert_uniform(network[-2].weight, math.sqrt(2 / (4096 + 1)))
+
+
+def test_initial_deviations_in_the_toy_networks():
+    G, D = models.toy_generator(512), models.toy_critic(512)
+    for network, n_out in [(G, 2), (D, 1)]:
+        linear = [m for m in network if isinstance(m, nn.Linear)]
+        for layer, deviation in zip(linear, [math.sqrt(2 / 2), math.sqrt(2 / 512), math.sqrt(2 / 512),
+                                             math.sqrt(2 / (512 + n_out))], strict=True):
+            assert_uniform(layer.weight, deviation)
+
+
+@pytest.mark.parametrize("side, kernel, before, after", [(8, 5, 1, 2), (32, 5, 1, 2), (7, 5, 2, 2), (4, 3, 0, 1)])
+def test_same_padding_of_a_strided_convolution_by_hand(side, kernel, before, after):
+    """Output i sees inputs 2i - before .. 2i - before + kernel - 1, and zeros beyond the edges."""
+    assert models.Conv2d(1, 1, kernel, stride=2).same_padding(side) == (before, after)
+    torch.manual_seed(0)
+    layer = models.Conv2d(1, 1, kernel, stride=2).double()
+    x, w = torch.randn(side, side).double(), layer.weight[0, 0]
+    out = layer(x[None, None])[0, 0]
+    assert out.shape == (math.ceil(side / 2),) * 2
+    for i in range(len(out)):
+        for j in range(len(out)):
+            expected = sum(w[a, b] * x[2 * i - before + a, 2 * j - before + b]
+                           for a in range(kernel) for b in range(kernel)
+                           if 0 <= 2 * i - before + a < side and 0 <= 2 * j - before + b < side)
+            assert out[i, j].item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_transposed_convolution_is_cut_as_the_adjoint_of_the_strided_one(kernel):
+    """<conv(x), y> = <x, deconv(y)> for equal weights: TensorFlow's definition of conv2d_transpose with SAME."""
+    torch.manual_seed(0)
+    conv, deconv = models.Conv2d(3, 4, kernel, stride=2).double(), models.Deconv2d(4, 3, kernel).double()
+    deconv.weight.data = conv.weight.data
+    x, y = torch.randn(1, 3, 12, 12).double(), torch.randn(1, 4, 6, 6).double()
+    assert deconv(y).shape == x.shape
+    assert (conv(x) * y).sum().item() == pytest.approx((x * deconv(y)).sum().item(), rel=1e-12)
+
+
+def test_a_transposed_convolution_by_hand():
+    """One pixel at (1, 1) of a 3x3 map: kernel 5 paints rows 2*1 - 1 .. 2*1 + 3, of which 1 .. 5 are kept."""
+    layer = models.Deconv2d(1, 1, 5).double()
+    y = torch.zeros(1, 1, 3, 3).double()
+    y[0, 0, 1, 1] = 1
+    expected = torch.zeros(6, 6).double()
+    expected[1:6, 1:6] = layer.weight[0, 0]
+    torch.testing.assert_close(layer(y)[0, 0], expected)
+
+
+def test_leaky_relu_is_torchs_and_its_second_derivative_is_nothing():
+    x = torch.tensor([-2.0, -1e-9, 0.0, 1e-9, 3.0], dtype=torch.float64, requires_grad=True)
+    y = models.LeakyReLU()(x)
+    reference = nn.functional.leaky_relu(x, 0.2)
+    assert torch.equal(y, reference)
+    g, = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert torch.equal(g, torch.autograd.grad(reference.sum(), x)[0])
+    assert not g.requires_grad  # autograd has nothing to carry through a second backward pass
+
+
+def test_batch_norm_uses_the_batch_at_hand_when_sampling_too():
+    torch.manual_seed(0)
+    norm = models.batch_norm(2).eval()
+    x = torch.randn(16, 2, 4, 4) * 3 + 5
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+    torch.testing.assert_close(norm(x), (x - mean) / (variance + 1e-5).sqrt())
+    assert not list(norm.buffers())  # no running averages
+
+
+def test_layer_norm_is_over_channels_height_and_width_with_a_gain_per_channel():
+    torch.manual_seed(0)
+    norm = models.layer_norm(3)
+    norm.weight.data, norm.bias.data = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, -1.0, 5.0])
+    x = torch.randn(4, 3, 5, 5) * 3 + 5
+    mean, variance = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), unbiased=False, keepdim=True)
+    expected = (x - mean) / (variance + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+    torch.testing.assert_close(norm(x), expected)
+
+
+# ----------------------------------------------------------------------------------------------------- networks
+
+def test_toy_networks():
+    G, D = models.toy_generator(512), models.toy_critic(512)
+    assert count(G) == 2 * 512 + 512 + 2 * (512 * 512 + 512) + 512 * 2 + 2
+    assert count(D) == 2 * 512 + 512 + 2 * (512 * 512 + 512) + 512 + 1
+    assert G(torch.randn(5, 2)).shape == (5, 2) and D(torch.randn(5, 2)).shape == (5,)
+    assert sum(isinstance(m, nn.ReLU) for m in models.toy_critic(8, depth=12)) == 12
+
+
+def shapes(network, x):
+    """The shape after each layer that has weights, without the batch."""
+    out = []
+    hooks = [m.register_forward_hook(lambda m, i, o: out.append(tuple(o.shape[1:]))) for m in network.modules()
+             if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+    network(x)
+    [h.remove() for h in hooks]
+    return out
+
+
+def test_cifar_dcgan():
+    G, D = models.cifar_generator(64), models.cifar_critic(64)
+    assert shapes(G, torch.randn(2, 128)) == [(4096,), (128, 8, 8), (64, 16, 16), (3, 32, 32)]
+    assert shapes(D, torch.randn(2, 3, 32, 32)) == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (1,)]
+    assert D(torch.randn(2, 3, 32, 32)).shape == (2,)
+    assert G(torch.randn(100, 128)).abs().max() <= 1
+    k = 25
+    assert count(D) == (3 * 64 * k + 64) + (64 * 128 * k + 128) + (128 * 256 * k + 256) + 4096 + 1
+    assert count(G) == ((128 * 4096 + 4096) + 2 * 4096 + (256 * 128 * k + 128) + 2 * 128 + (128 * 64 * k + 64) + 2 * 64
+                        + 64 * 3 * k + 3)
+
+
+@pytest.mark.parametrize("norm, kind", [(None, None), ("batch", nn.BatchNorm2d), ("layer", nn.GroupNorm)])
+def test_the_cifar_critic_is_normalised_after_its_second_and_third_convolution(norm, kind):
+    D = models.cifar_critic(8, norm)
+    order = [type(m).__name__ for m in D]
+    norms = [i for i, m in enumerate(D) if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
+    assert all(isinstance(D[i], kind) for i in norms)
+    assert [order[i - 1] for i in norms] == ([] if norm is None else ["Conv2d", "Conv2d"])
+    assert [D[i].weight.shape[0] for i in norms] == ([] if norm is None else [16, 32])
