@@ -137,3 +137,179 @@ def cifar_critic(dim=64, norm=None):
         Conv2d(dim, 2 * dim, 5, stride=2), critic_norm(norm, 2 * dim), LeakyReLU(),  # 8 x 8
         Conv2d(2 * dim, 4 * dim, 5, stride=2), critic_norm(norm, 4 * dim), LeakyReLU(),  # 4 x 4
         nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
+
+
+# ---------------------------------------------------------------------------- MNIST DCGAN: Figure 5(b), Section 5.6
+
+class Crop(nn.Module):
+    """The top left `side` x `side` pixels."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x):
+        return x[:, :, :self.side, :self.side]
+
+
+def mnist_generator(dim=64, norm=False):
+    """z (m, 128) to images (m, 1, 28, 28) in [0, 1]. norm: batch norm, which only weight clipping has."""
+    maybe_norm = batch_norm if norm else lambda channels, flat=False: nn.Identity()
+    return nn.Sequential(
+        Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
+        nn.Unflatten(1, (4 * dim, 4, 4)),
+        Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), nn.ReLU(), Crop(7),  # 8 x 8, of which 7 x 7
+        Deconv2d(2 * dim, dim, 5), maybe_norm(dim), nn.ReLU(),  # 14 x 14
+        Deconv2d(dim, 1, 5), nn.Sigmoid())  # 28 x 28
+
+
+def mnist_critic(dim=64, norm=None):
+    """Images (m, 1, 28, 28) to scores (m,). norm: see critic_norm."""
+    return nn.Sequential(
+        Conv2d(1, dim, 5, stride=2), LeakyReLU(),  # 14 x 14
+        Conv2d(dim, 2 * dim, 5, stride=2), critic_norm(norm, 2 * dim), LeakyReLU(),  # 7 x 7
+        Conv2d(2 * dim, 4 * dim, 5, stride=2), critic_norm(norm, 4 * dim), LeakyReLU(),  # 4 x 4
+        nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
+
+
+# -------------------------------------------------------------------- CIFAR-10 ResNet: Table 3, Appendices F and G
+
+def upsample(x):
+    """Nearest neighbour: each pixel becomes 2 x 2."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def downsample(x):
+    """The mean of each 2 x 2 pixels."""
+    return F.avg_pool2d(x, 2)
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm with statistics shared by all classes, and a gain and a bias for each class (AC-GAN, Section 5.4)."""
+
+    def __init__(self, channels, classes=10):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
+        self.gain, self.bias = nn.Embedding(classes, channels), nn.Embedding(classes, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x, y):
+        return self.norm(x) * self.gain(y)[:, :, None, None] + self.bias(y)[:, :, None, None]
+
+
+def no_norm(channels):
+    """What a critic's blocks have for normalisation under WGAN-GP: nothing."""
+    return nn.Identity()
+
+
+class ResidualBlock(nn.Module):
+    """Norm, ReLU, 3x3, norm, ReLU, 3x3, and a shortcut (Appendix F: "pre-activation residual blocks").
+
+    resample="up": nearest neighbour before the first convolution, as released (Appendix F says the second); the
+    shortcut up-samples, then convolves 1x1. "down": mean pooling after the second; the shortcut convolves, then
+    pools. None: the same size, and at the same width the shortcut is the identity.
+    """
+
+    def __init__(self, n_in, n_out, resample=None, norm=no_norm):
+        super().__init__()
+        self.norm1, self.conv1 = norm(n_in), Conv2d(n_in, n_out, 3)
+        self.norm2, self.conv2 = norm(n_out), Conv2d(n_out, n_out, 3)
+        self.shortcut = Conv2d(n_in, n_out, 1, glorot=True) if resample or n_in != n_out else nn.Identity()
+        self.before = upsample if resample == "up" else nn.Identity()
+        self.after = downsample if resample == "down" else nn.Identity()
+
+    def forward(self, x, *y):
+        h = self.conv1(self.before(F.relu(self.norm1(x, *y))))
+        h = self.conv2(F.relu(self.norm2(h, *y)))
+        return self.after(h) + self.after(self.shortcut(self.before(x)))
+
+
+class FirstCriticBlock(nn.Module):
+    """A critic's first block: no activation before the first convolution, as it sees the image; 3x3, ReLU, 3x3, pool,
+    and a shortcut that pools, then convolves 1x1."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.conv1, self.conv2 = Conv2d(n_in, n_out, 3), Conv2d(n_out, n_out, 3)
+        self.shortcut = Conv2d(n_in, n_out, 1, glorot=True)
+
+    def forward(self, x):
+        return downsample(self.conv2(F.relu(self.conv1(x)))) + self.shortcut(downsample(x))
+
+
+class CifarResNetGenerator(nn.Module):
+    """Appendix F's generator: z (m, 128), and labels (m,) if conditional, to images (m, 3, 32, 32) in [-1, 1]."""
+
+    def __init__(self, dim=128, conditional=False):
+        super().__init__()
+        norm = ConditionalBatchNorm if conditional else batch_norm
+        self.linear = Linear(LATENT, 4 * 4 * dim)
+        self.blocks = nn.ModuleList([ResidualBlock(dim, dim, "up", norm) for _ in range(3)])  # 8, 16, 32 pixels a side
+        self.norm = batch_norm(dim)
+        self.conv = Conv2d(dim, 3, 3, glorot=True)
+
+    def forward(self, z, *y):
+        x = self.linear(z).unflatten(1, (-1, 4, 4))
+        for block in self.blocks:
+            x = block(x, *y)
+        return torch.tanh(self.conv(F.relu(self.norm(x))))
+
+
+class CifarResNetCritic(nn.Module):
+    """Appendix F's critic: images (m, 3, 32, 32) to scores (m,); classify() to the logits of the classes, (m, 10)."""
+
+    def __init__(self, dim=128, conditional=False, classes=10):
+        super().__init__()
+        self.blocks = nn.Sequential(FirstCriticBlock(3, dim), ResidualBlock(dim, dim, "down"),  # 16, 8 pixels a side
+                                    ResidualBlock(dim, dim), ResidualBlock(dim, dim))
+        self.score = Linear(dim, 1)
+        if conditional:
+            self.label = Linear(dim, classes)
+
+    def features(self, x):
+        return F.relu(self.blocks(x)).mean((2, 3))
+
+    def forward(self, x):
+        return self.score(self.features(x)).flatten(0)
+
+    def classify(self, x):
+        return self.label(self.features(x))
+
+
+# --------------------------------------------------------------------------- language model: Table 4, Section 5.5
+
+class Conv1d(nn.Conv1d):
+    """A 1-D convolution that keeps the length; weights of deviation sqrt(4/(fan_in + fan_out))."""
+
+    def __init__(self, n_in, n_out, kernel):
+        super().__init__(n_in, n_out, kernel, padding=kernel // 2)
+        uniform_(self.weight, math.sqrt(4 / (kernel * (n_in + n_out))))
+        nn.init.zeros_(self.bias)
+
+
+class TextBlock(nn.Module):
+    """x + .3 (ReLU, conv 5, ReLU, conv 5)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.conv1, self.conv2 = Conv1d(dim, dim, 5), Conv1d(dim, dim, 5)
+
+    def forward(self, x):
+        return x + 0.3 * self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+def language_generator(alphabet, length=32, dim=512):
+    """z (m, 128) to a distribution over the alphabet at each place: (m, alphabet, length), summing to 1 over dim 1."""
+    return nn.Sequential(
+        Linear(LATENT, dim * length), nn.Unflatten(1, (dim, length)),
+        *[TextBlock(dim) for _ in range(5)],
+        Conv1d(dim, alphabet, 1), nn.Softmax(dim=1))
+
+
+def language_critic(alphabet, length=32, dim=512):
+    """One-hot characters or the generator's softmax, (m, alphabet, length), to scores (m,)."""
+    return nn.Sequential(
+        Conv1d(alphabet, dim, 1),
+        *[TextBlock(dim) for _ in range(5)],
+        nn.Flatten(), Linear(dim * length, 1), nn.Flatten(0))

@@ -194,8 +194,8 @@ class Run:
             self.cut_log(iteration)
             self.saved_iteration = iteration
             print(f"resuming {self.out} at iteration {iteration}", file=sys.stderr)
-        for name in ("SIGINT", "SIGTERM"):
-            signal.signal(getattr(signal, name), self.interrupt)
+        signal.signal(signal.SIGINT, self.interrupt)
+        signal.signal(signal.SIGTERM, self.interrupt)
         self.first_iteration, self.begun = iteration, time.monotonic()
         self.mark = self.saved_at = self.shown_at = self.flushed_at = self.begun
         return iteration
@@ -251,6 +251,7 @@ class Run:
                 if not math.isfinite(row.get(name, 0)):
                     good = (f"the checkpoint of iteration {self.saved_iteration} is good" if self.saved_iteration
                             else "no checkpoint had been saved")
+                    self.leave()
                     raise Diverged(f"{name} is {row[name]} at iteration {row['iteration']}; {good}")
 
     def show(self, iteration):
@@ -312,6 +313,7 @@ class Run:
             self.save(iteration)
         if self.interrupted:
             print(f"saved iteration {iteration} in {self.out}; the same command with --resume goes on", file=sys.stderr)
+            self.leave()
             sys.exit(128 + self.interrupted)
 
     def save(self, iteration):
@@ -333,11 +335,17 @@ class Run:
         (self.out / "samples").mkdir(exist_ok=True)
         return self.out / "samples" / f"{iteration:06d}{suffix}"
 
+    def leave(self):
+        """Give the signals back their meaning, and the folder free."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if fcntl:
+            self.lock.close()
+
     def finish(self):
-        """Write what is left of the log, give Ctrl-C back its meaning, and say where everything is."""
+        """Write what is left of the log, and say where everything is."""
         self.flush()
-        for name in ("SIGINT", "SIGTERM"):
-            signal.signal(getattr(signal, name), signal.SIG_DFL if name == "SIGTERM" else signal.default_int_handler)
+        self.leave()
         print(f"{chr(10) if sys.stderr.isatty() else ''}done: {self.out}", file=sys.stderr)
 
 

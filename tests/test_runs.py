@@ -111,6 +111,9 @@ def test_ctrl_c_waits_for_the_checkpoint_and_a_second_one_does_not(run, tmp_path
         one.checkpoint(2)
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] == 2
+    two = run("--resume")
+    two.start(G=torch.nn.Linear(1, 1))
+    os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -1,0 +1,119 @@
+"""Figure 3, Section 5.3: a DCGAN on CIFAR-10 under the paper's methods, and its Inception score during training.
+
+    python train_cifar.py                             WGAN-GP with Adam: Algorithm 1 with the paper's defaults
+    python train_cifar.py --method wgan               weight clipping; also wgan-gp-rmsprop, dcgan, lsgan, dcgan-gp
+    python train_cifar.py --figure                    Figure 3 from the runs found: over iterations, and over time
+    python train_cifar.py --data shapes               no download: 32x32 drawings; or --data FOLDER of your images
+
+CIFAR-10 (170 MB) and the Inception network (95 MB) are looked for in data/ and downloaded if they are not there.
+The paper trains for 200,000 iterations; its curves end near 6.5 for WGAN-GP with Adam and below that for clipping.
+What came out here, on which hardware, and in what time: results/cifar. Width 64 (--dim): the authors' code has 128,
+with the remark that it overfits and 64 does better. dcgan-gp, the penalty on the standard GAN loss, is from Section 6.
+"""
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import data
+import inception
+import models
+import runs
+import wgan_gp
+
+FIGURE_3 = {"wgan": "weight clipping", "wgan-gp-rmsprop": "gradient penalty (RMSProp)",
+            "wgan-gp": "gradient penalty (Adam)", "dcgan": "DCGAN"}
+
+
+def main():
+    args = parse()
+    if args.figure:
+        draw_figure(Path(args.out or "runs"))
+    else:
+        train(args)
+
+
+def parse():
+    parser = runs.flags(__doc__, data="cifar10", iterations=200_000, batch_size=64)
+    parser.add_argument("--method", choices=wgan_gp.METHODS, default="wgan-gp", help="the training method (Section 5.3)")
+    parser.add_argument("--figure", action="store_true", help="draw Figure 3 from the runs in --out (default runs)")
+    parser.add_argument("--dim", type=runs.whole(1), default=64, help="width of both networks (default 64)")
+    parser.add_argument("--norm", choices=["auto", "none", "batch", "layer"], default="auto",
+                        help="normalisation in D (default: none with a penalty, Section 4; otherwise batch)")
+    parser.add_argument("--beta1", type=runs.number(0, 1), help="Adam's (Algorithm 1: 0; the authors' code: .5)")
+    parser.add_argument("--sample-every", type=runs.whole(1), default=500, metavar="N",
+                        help="iterations between pictures, and between looks at the held-out images (default 500)")
+    parser.add_argument("--score-every", type=runs.whole(0), default=1_000, metavar="N",
+                        help="iterations between Inception scores (default 1000; 0: never)")
+    parser.add_argument("--score-samples", type=runs.whole(10), default=1_000, metavar="N",
+                        help="samples scored each time (default 1000, as in the authors' code)")
+    parser.add_argument("--final-samples", type=runs.whole(10), default=50_000, metavar="N",
+                        help="samples scored after the last iteration (default 50000)")
+    parser.add_argument("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
+    args = parser.parse_args()
+    if args.beta1 is not None and "rmsprop" in f"{wgan_gp.METHODS[args.method].optimizer.func}".lower():
+        parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
+    return args
+
+
+def train(args):
+    method = wgan_gp.METHODS[args.method]
+    if args.beta1 is not None:
+        betas = (args.beta1, method.optimizer.keywords["betas"][1])
+        method = method._replace(optimizer=partial(method.optimizer, betas=betas))
+    # No batch norm where there is a penalty: it would tie the examples of a batch to each other (Section 4).
+    norm = {"auto": None if method.lam else "batch", "none": None}.get(args.norm, args.norm)
+    out = args.out or f"runs/cifar-{args.method}"
+    images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=out)
+    held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
+    run = runs.Run(args, out, columns=[
+        "held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation", "samples_scored"])
+    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
+
+    G, D = models.cifar_generator(args.dim).to(args.device), models.cifar_critic(args.dim, norm).to(args.device)
+    opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
+    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
+    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    fixed_z = torch.randn(100, models.LATENT, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
+
+    start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
+    for step in wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method,
+                              iterations=args.iterations, start=start, seed=args.seed):
+        last, measured = step.iteration == args.iterations, {}
+        if step.iteration % args.sample_every == 0 or last:
+            with run.clock_stopped():
+                everything = data.in_order(held_out, args.batch_size, data.from_bytes, args.device)
+                loss, wasserstein, _ = wgan_gp.held_out_loss(D, G, everything, latents, method)
+                measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
+                x_tilde = wgan_gp.sample(G, lambda m: (fixed_z,), 100)
+                runs.save_png(runs.image_grid(data.to_bytes(x_tilde), columns=10), run.sample_path(step.iteration))
+        if net and (step.iteration % args.score_every == 0 or last):
+            with run.clock_stopped():
+                n = args.final_samples if last else args.score_samples
+                score, deviation = inception.inception_score(wgan_gp.sample(G, latents, n, convert=data.to_bytes), net)
+                measured.update(inception_score=score, inception_deviation=deviation, samples_scored=n)
+        run.log(step, **measured)
+        run.checkpoint(step.iteration)
+    run.save_curves([("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),
+                     ("penalty", ["penalty"]), ("Inception score", ["inception_score"])])
+    run.finish()
+
+
+def draw_figure(folder):
+    """Figure 3 from the logs of runs in `folder`; below it, the Wasserstein estimates of the same runs."""
+    logs = {label: runs.read_log(folder / f"cifar-{method}") for method, label in FIGURE_3.items()
+            if (folder / f"cifar-{method}" / "log.csv").exists()}
+    if not logs:
+        raise runs.Mistake(f"no run called cifar-<method> in {folder}: train some first, or say where with --out")
+    rows = []
+    for column, title, log_y in [("inception_score", "Inception score", False),
+                                 ("wasserstein", "Wasserstein estimate", True)]:
+        over = lambda x, scale: {label: (log[x] * scale, log[column]) for label, log in logs.items()}
+        rows.append([runs.line_chart(over("iteration", 1), title, "generator iterations", log_y=log_y),
+                     runs.line_chart(over("seconds", 1 / 3600), title, "wall-clock time (hours)", log_y=log_y)])
+    runs.save_png(runs.beside(rows), folder / "figure3.png")
+    print(f"drew {len(logs)} of 4 runs: {folder / 'figure3.png'}")
+
+
+if __name__ == "__main__":
+    runs.main(main)
