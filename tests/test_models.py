@@ -162,3 +162,103 @@ def test_the_cifar_critic_is_normalised_after_its_second_and_third_convolution(n
     assert all(isinstance(D[i], kind) for i in norms)
     assert [order[i - 1] for i in norms] == ([] if norm is None else ["Conv2d", "Conv2d"])
     assert [D[i].weight.shape[0] for i in norms] == ([] if norm is None else [16, 32])
+
+
+def test_mnist_dcgan():
+    G, D = models.mnist_generator(64), models.mnist_critic(64)
+    assert shapes(G, torch.randn(2, 128)) == [(4096,), (128, 8, 8), (64, 14, 14), (1, 28, 28)]
+    assert shapes(D, torch.rand(2, 1, 28, 28)) == [(64, 14, 14), (128, 7, 7), (256, 4, 4), (1,)]
+    x = G(torch.randn(8, 128))
+    assert 0 <= x.min() and x.max() <= 1
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in [*G.modules(), *D.modules()])
+    clipped = [*models.mnist_generator(8, norm=True).modules(), *models.mnist_critic(8, "batch").modules()]
+    assert sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in clipped) == 3 + 2
+
+
+def test_the_mnist_generator_crops_the_top_left_7_of_8():
+    x = torch.arange(64.0).view(1, 1, 8, 8)
+    assert torch.equal(models.Crop(7)(x)[0, 0], x[0, 0, :7, :7])
+
+
+def test_cifar_resnet_shapes_and_parameters_against_appendix_f():
+    """Both tables of Appendix F, block by block; numbers of weights by hand."""
+    G, D = models.CifarResNetGenerator(), models.CifarResNetCritic()
+    conv3, conv1 = 128 * 128 * 9 + 128, 128 * 128 + 128
+    seen = []
+    for block in [*G.blocks, *D.blocks]:
+        block.register_forward_hook(lambda m, i, o: seen.append(tuple(o.shape[1:])))
+    x = G(torch.randn(2, 128))
+    assert seen == [(128, 8, 8), (128, 16, 16), (128, 32, 32)] and x.shape == (2, 3, 32, 32) and x.abs().max() <= 1
+    seen.clear()
+    assert D(x).shape == (2,) and seen == [(128, 16, 16), (128, 8, 8), (128, 8, 8), (128, 8, 8)]
+    assert count(G.linear) == 128 * 128 * 4 * 4 + 128 * 4 * 4
+    assert [count(block) for block in G.blocks] == [2 * conv3 + conv1 + 2 * 256] * 3
+    assert count(G.norm) + count(G.conv) == 256 + 128 * 3 * 9 + 3
+    assert [count(block) for block in D.blocks] == [
+        (3 * 128 * 9 + 128) + conv3 + (3 * 128 + 128), 2 * conv3 + conv1, 2 * conv3, 2 * conv3]
+    assert count(D.score) == 129
+    assert count(G) == 128 * 2048 + 2048 + 3 * (2 * conv3 + conv1 + 512) + 256 + 3459
+    G, D = models.CifarResNetGenerator(conditional=True), models.CifarResNetCritic(conditional=True)
+    assert [count(block) for block in G.blocks] == [2 * conv3 + conv1 + 2 * 10 * 256] * 3  # a gain and bias per class
+    assert count(G.norm) == 256 and count(D.label) == 1290  # the last norm is not conditional
+    x = G(torch.randn(2, 128), torch.tensor([0, 9]))
+    assert D(x).shape == (2,) and D.classify(x).shape == (2, 10)
+
+
+def test_cifar_resnet_initialisation():
+    torch.manual_seed(0)
+    G, D = models.CifarResNetGenerator(), models.CifarResNetCritic(conditional=True)
+    plain, glorot = math.sqrt(4 / (2 * 128 * 9)), math.sqrt(2 / (2 * 128))
+    for block in [*G.blocks, *D.blocks[1:]]:
+        assert_uniform(block.conv1.weight, plain)
+        assert_uniform(block.conv2.weight, plain)
+    for block in [*G.blocks, D.blocks[1]]:
+        assert_uniform(block.shortcut.weight, glorot)
+    assert_uniform(D.blocks[0].shortcut.weight, math.sqrt(2 / (3 + 128)))
+    assert_uniform(D.blocks[0].conv1.weight, math.sqrt(4 / (9 * (3 + 128))))
+    assert_uniform(G.conv.weight, math.sqrt(2 / (9 * (128 + 3))))
+    assert_uniform(G.linear.weight, math.sqrt(2 / (128 + 2048)))
+    assert_uniform(D.label.weight, math.sqrt(2 / 138))
+
+
+def test_residual_blocks_by_their_definition():
+    torch.manual_seed(0)
+    relu, x = torch.relu, torch.randn(3, 4, 6, 6)
+    up = models.ResidualBlock(4, 4, "up", models.batch_norm)
+    big = lambda t: t.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    h = up.conv2(relu(up.norm2(up.conv1(big(relu(up.norm1(x)))))))  # before the first convolution, as released
+    torch.testing.assert_close(up(x), h + up.shortcut(big(x)))
+    down = models.ResidualBlock(4, 4, "down")
+    pool = lambda t: t.unflatten(3, (3, 2)).unflatten(2, (3, 2)).mean((3, 5))
+    torch.testing.assert_close(down(x), pool(down.conv2(relu(down.conv1(relu(x))))) + pool(down.shortcut(x)))
+    same = models.ResidualBlock(4, 4)
+    torch.testing.assert_close(same(x), x + same.conv2(relu(same.conv1(relu(x)))))
+    first = models.FirstCriticBlock(4, 5)
+    torch.testing.assert_close(first(x), pool(first.conv2(relu(first.conv1(x)))) + first.shortcut(pool(x)))
+
+
+def test_conditional_batch_norm_shares_statistics_and_looks_up_gain_and_bias():
+    torch.manual_seed(0)
+    norm = models.ConditionalBatchNorm(2, classes=3)
+    assert (norm.gain.weight == 1).all() and (norm.bias.weight == 0).all()
+    norm.gain.weight.data, norm.bias.weight.data = torch.randn(3, 2), torch.randn(3, 2)
+    x, y = torch.randn(8, 2, 4, 4) * 2 + 3, torch.randint(3, (8,))
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+    expected = torch.stack([(x[i] - mean[0]) / (variance[0] + 1e-5).sqrt() * norm.gain.weight[y[i]][:, None, None]
+                            + norm.bias.weight[y[i]][:, None, None] for i in range(8)])
+    torch.testing.assert_close(norm(x, y), expected)
+
+
+def test_language_networks():
+    G, D = models.language_generator(40, 32, 512), models.language_critic(40, 32, 512)
+    x = G(torch.randn(3, 128))
+    assert x.shape == (3, 40, 32) and D(x).shape == (3,)
+    torch.testing.assert_close(x.sum(1), torch.ones(3, 32))
+    block = 2 * (512 * 512 * 5 + 512)
+    assert count(G) == (128 * 512 * 32 + 512 * 32) + 5 * block + 512 * 40 + 40
+    assert count(D) == (40 * 512 + 512) + 5 * block + 512 * 32 + 1
+    torch.manual_seed(0)
+    assert_uniform(models.Conv1d(64, 64, 5).weight, math.sqrt(4 / (5 * 128)))
+    assert_uniform(models.Conv1d(40, 64, 1).weight, math.sqrt(4 / 104))
+    b, h = models.TextBlock(8), torch.randn(2, 8, 10)
+    torch.testing.assert_close(b(h), h + 0.3 * b.conv2(torch.relu(b.conv1(torch.relu(h)))))
