@@ -403,6 +403,7 @@ def fid(features1, features2):
 # 5. Weights
 
 def one_line(error):
+    """What an exception says, or what it is called, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

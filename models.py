@@ -130,10 +130,10 @@ def cifar_generator(dim=64):
         Deconv2d(dim, 3, 5), nn.Tanh())  # 32 x 32
 
 
-def cifar_critic(dim=64, norm=None):
-    """Images (m, 3, 32, 32) to scores (m,). norm: see critic_norm."""
+def cifar_critic(dim=64, norm=None, channels=3):
+    """Images (m, channels, 32, 32) to scores (m,). norm: see critic_norm."""
     return nn.Sequential(
-        Conv2d(3, dim, 5, stride=2), LeakyReLU(),  # 16 x 16
+        Conv2d(channels, dim, 5, stride=2), LeakyReLU(),  # 16 x 16
         Conv2d(dim, 2 * dim, 5, stride=2), critic_norm(norm, 2 * dim), LeakyReLU(),  # 8 x 8
         Conv2d(2 * dim, 4 * dim, 5, stride=2), critic_norm(norm, 4 * dim), LeakyReLU(),  # 4 x 4
         nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
@@ -164,12 +164,8 @@ def mnist_generator(dim=64, norm=False):
 
 
 def mnist_critic(dim=64, norm=None):
-    """Images (m, 1, 28, 28) to scores (m,). norm: see critic_norm."""
-    return nn.Sequential(
-        Conv2d(1, dim, 5, stride=2), LeakyReLU(),  # 14 x 14
-        Conv2d(dim, 2 * dim, 5, stride=2), critic_norm(norm, 2 * dim), LeakyReLU(),  # 7 x 7
-        Conv2d(2 * dim, 4 * dim, 5, stride=2), critic_norm(norm, 4 * dim), LeakyReLU(),  # 4 x 4
-        nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
+    """Images (m, 1, 28, 28) to scores (m,): cifar_critic's layers, on maps of 14, 7 and 4 pixels a side."""
+    return cifar_critic(dim, norm, channels=1)
 
 
 # -------------------------------------------------------------------- CIFAR-10 ResNet: Table 3, Appendices F and G

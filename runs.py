@@ -144,6 +144,8 @@ class Run:
             self.loaded = self.load(config)
         elif old.exists() or (self.out / "checkpoint.pt").exists():
             raise Mistake(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out", 2)
+        if self.out.exists() and not self.out.is_dir():
+            raise Mistake(f"{self.out} is a file: choose another --out", 2)
         self.out.mkdir(parents=True, exist_ok=True)
         if fcntl:
             self.lock = open(self.out / ".lock", "w")

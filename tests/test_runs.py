@@ -181,6 +181,12 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run, tmp_path):
     assert (tmp_path / "run" / "log.csv").read_text() == before
 
 
+def test_out_is_a_file(run, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    refused(run, match="is a file: choose another --out")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_resume_without_a_checkpoint(run):
     refused(run, "--resume", match="there is no checkpoint")
 
