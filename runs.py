@@ -143,7 +143,8 @@ class Run:
         if args.resume:
             self.loaded = self.load(config)
         elif old.exists() or (self.out / "checkpoint.pt").exists():
-            raise Mistake(f"{self.out} already holds a run: add --resume to go on with it, or choose another --out", 2)
+            go_on = "add --resume to go on with it" if (self.out / "checkpoint.pt").exists() else "delete it"
+            raise Mistake(f"{self.out} already holds a run: {go_on}, or choose another --out", 2)
         if self.out.exists() and not self.out.is_dir():
             raise Mistake(f"{self.out} is a file: choose another --out", 2)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ class Run:
         """Read and check the checkpoint and config.json of a run that is to be resumed."""
         path = self.out / "checkpoint.pt"
         if not path.exists():
-            raise Mistake(f"there is no checkpoint in {self.out}: leave --resume out, or say --out", 2)
+            raise Mistake(f"there is no checkpoint in {self.out}: leave --resume out, or say another --out", 2)
         try:
             old = json.loads((self.out / "config.json").read_text())
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -182,7 +183,8 @@ class Run:
     def start(self, **objects):
         """Name what a checkpoint holds (modules, optimisers: whatever has a state_dict); restore it on --resume.
 
-        Returns the number of iterations done. From here on Ctrl-C and a scheduler's SIGTERM wait for checkpoint().
+        Returns the number of iterations done. From here on there is a checkpoint, and Ctrl-C and a scheduler's
+        SIGTERM wait for checkpoint().
         """
         self.objects, iteration = objects, 0
         if self.args.resume:
@@ -194,12 +196,14 @@ class Run:
                 raise Mistake(f"the checkpoint in {self.out} does not fit these networks ({type(problem).__name__}): "
                               f"start again with another --out") from None
             self.cut_log(iteration)
-            self.saved_iteration = iteration
+            self.saved_iteration, self.saved_at = iteration, time.monotonic()
             print(f"resuming {self.out} at iteration {iteration}", file=sys.stderr)
+        else:
+            self.save(iteration)
         signal.signal(signal.SIGINT, self.interrupt)
         signal.signal(signal.SIGTERM, self.interrupt)
         self.first_iteration, self.begun = iteration, time.monotonic()
-        self.mark = self.saved_at = self.shown_at = self.flushed_at = self.begun
+        self.mark = self.shown_at = self.flushed_at = self.begun
         return iteration
 
     def interrupt(self, signum, frame):
@@ -251,10 +255,9 @@ class Run:
             self.last.update(row)
             for name in ("critic_loss", "generator_loss"):
                 if not math.isfinite(row.get(name, 0)):
-                    good = (f"the checkpoint of iteration {self.saved_iteration} is good" if self.saved_iteration
-                            else "no checkpoint had been saved")
                     self.leave()
-                    raise Diverged(f"{name} is {row[name]} at iteration {row['iteration']}; {good}")
+                    raise Diverged(f"{name} is {row[name]} at iteration {row['iteration']}; the checkpoint of iteration "
+                                   f"{self.saved_iteration} is good: try a lower learning rate, or another --seed")
 
     def show(self, iteration):
         """The progress line: redrawn in place on a terminal, elsewhere a line every half minute."""
@@ -327,7 +330,7 @@ class Run:
         try:
             write(self.out / "checkpoint.pt", buffer.getbuffer())
         except OSError as problem:
-            kept = (f"that of iteration {self.saved_iteration} is kept" if self.saved_iteration else "there is no other")
+            kept = "there is no other" if self.saved_iteration is None else f"that of iteration {self.saved_iteration} is kept"
             raise Mistake(f"the checkpoint of iteration {iteration} could not be saved ({problem}); {kept}: make room, "
                           f"then --resume") from None
         self.saved_iteration, self.saved_at = iteration, time.monotonic()

@@ -104,7 +104,7 @@ def test_ctrl_c_waits_for_the_checkpoint_and_a_second_one_does_not(run, tmp_path
     one.start(G=torch.nn.Linear(1, 1))
     one.log(step(1))
     one.checkpoint(1)
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()  # not due yet
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] == 0  # not due yet
     os.kill(os.getpid(), signal.SIGINT)  # no exception here: the iteration ends first
     one.log(step(2))
     with pytest.raises(SystemExit) as stop:
@@ -179,6 +179,12 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run, tmp_path):
     before = (tmp_path / "run" / "log.csv").read_text()
     refused(run, match="already holds a run: add --resume")
     assert (tmp_path / "run" / "log.csv").read_text() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint(run):
+    unlock(run())
+    refused(run, match="already holds a run: delete it")
+    refused(run, "--resume", match="there is no checkpoint")
 
 
 def test_out_is_a_file(run, tmp_path):
