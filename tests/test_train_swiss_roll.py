@@ -1,0 +1,218 @@
+"""train_swiss_roll.py: its measurements against other ways to compute them, and the script through its command line."""
+import csv
+import importlib
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+import runs
+import train_swiss_roll as script
+
+SMALL = ["--dim", "8", "--depth", "3", "--batch-size", "16", "--measure-every", "2", "--iterations", "4"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the script in this process as from the command line; returns (exit code, standard output, standard error)."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*flags):
+        monkeypatch.setattr("sys.argv", ["train_swiss_roll.py", "--device", "cpu", *map(str, flags)])
+        code = 0
+        try:
+            runs.main(importlib.import_module("train_swiss_roll").main)
+        except SystemExit as leave:
+            code = leave.code or 0
+        return code, *capsys.readouterr()
+    yield call
+    for s, handler in handlers.items():
+        signal.signal(s, handler)
+
+
+def states(folder):
+    return {path.parent.name: torch.load(path, weights_only=True)["objects"] for path in folder.rglob("checkpoint.pt")}
+
+
+def same(a, b):
+    """Are two states of tensors, numbers, lists and dicts the same, bit for bit?"""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def rows(folder):
+    """The logs below a folder, without the seconds."""
+    found = {}
+    for path in folder.rglob("log.csv"):
+        with open(path) as file:
+            found[path.parent.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- measurements
+
+def test_gradient_norms_are_what_the_chain_rule_gives():
+    """h_i = relu(W_i h_{i-1} + b_i), D = w.h_3: the gradient is w at h_3, and W_i^T (mask_i * gradient) one before."""
+    torch.manual_seed(0)
+    D = models.toy_critic(dim=7, depth=3).double()
+    for parameter in D.parameters():  # biases too
+        torch.nn.init.normal_(parameter, std=0.5)
+    linear = [layer for layer in D.modules() if isinstance(layer, torch.nn.Linear)]
+    x, x_tilde = torch.randn(5, 2).double(), torch.randn(5, 2).double()
+    expected = np.zeros(3)
+    for point in [*x, *x_tilde]:
+        h, masks = point, []
+        for layer in linear[:3]:
+            a = layer.weight @ h + layer.bias
+            masks.append(a > 0)
+            h = a * masks[-1]
+        gradient = linear[3].weight[0]
+        for i in (2, 1, 0):
+            expected[i] += gradient.norm().item() / 10
+            gradient = linear[i].weight.T @ (masks[i] * gradient)
+    assert np.allclose(script.gradient_norms(D, x, x_tilde), expected, rtol=1e-12, atol=0)
+
+
+def test_gradient_norms_agree_with_finite_differences_of_the_loss():
+    """Move the first layer's activations of one example: its term of the critic loss, +-D, moves along."""
+    torch.manual_seed(1)
+    D = models.toy_critic(dim=5, depth=2).double()
+    x = torch.randn(1, 2).double()
+    head, tail = D[:2], D[2:]
+    h = head(x).detach()
+    steps = 1e-6 * torch.eye(5).double()
+    gradient = (tail(h + steps) - tail(h - steps)).detach() / 2e-6
+    assert script.gradient_norms(D, x, x)[0] == pytest.approx(gradient.norm().item(), rel=1e-8)
+
+
+def test_gradient_norms_are_measured_in_float64_and_leave_the_critic_alone():
+    torch.manual_seed(2)
+    D = models.toy_critic(dim=16, depth=12)
+    with torch.no_grad():
+        for w in D.parameters():
+            w.copy_(1e-6 * torch.rand_like(w))  # all units alive; the product of 11 such layers underflows in float32
+    before = [w.clone() for w in D.parameters()]
+    norms = script.gradient_norms(D, torch.rand(4, 2), torch.rand(4, 2))
+    assert len(norms) == 12 and 0 < norms[0] < 1e-45 and norms[11] > 1e-6
+    assert all(w.dtype == torch.float32 and torch.equal(w, b) and w.grad is None
+               for w, b in zip(D.parameters(), before))
+
+
+def test_slope_is_that_of_the_exponent():
+    assert script.slope([10 ** (0.3 * i - 4) for i in range(12)]) == pytest.approx(0.3)
+    assert script.slope([0.0, 1e-4, 1e-2, 1.0]) == pytest.approx(2)  # what vanished altogether is left out
+    assert np.isnan(script.slope([0.0, 0.0, 1.0]))
+
+
+def test_geometric_mean_and_share_at_the_bounds():
+    assert script.geometric_mean(np.array([np.nan, 1e-3, 0, 1e-5])) == pytest.approx(1e-4)
+    assert script.geometric_mean(np.array([0.0, np.nan])) == 0
+    assert script.at_bounds(torch.tensor([0.1, -0.0995, 0.0985, 0.0]), 0.1) == 0.5
+
+
+def test_l2_norm_clipping_projects_onto_the_ball():
+    torch.manual_seed(3)
+    D = models.toy_critic(dim=6, depth=2)
+    with torch.no_grad():
+        D[0].bias.fill_(1e-3)
+    before = [w.clone() for w in D.parameters()]
+    script.clip_norms(D, 0.05)
+    for w, old in zip(D.parameters(), before):
+        rms = old.square().mean().sqrt()
+        assert torch.allclose(w, old if rms <= 0.05 else old * 0.05 / rms)
+        assert w.square().mean().sqrt() <= 0.05 * 1.0001
+
+
+# ----------------------------------------------------------------------------------------------- the command line
+
+def test_the_figure_its_numbers_and_four_runs(call, tmp_path):
+    code, stdout, stderr = call(*SMALL, "--out", tmp_path, "--iterations", "6")
+    assert code == 0, stderr
+    assert sorted(rows(tmp_path)) == ["clip-0.001", "clip-0.01", "clip-0.1", "penalty"]
+    for name in rows(tmp_path):
+        log = runs.read_log(tmp_path / name)
+        assert list(log) == [*runs.Run.COLUMNS, "layer_1", "layer_2", "layer_3"]
+        assert np.isfinite(log["layer_1"]).tolist() == [False, True] * 3
+        assert (log["penalty"] > 0).all() == (name == "penalty")
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    with open(tmp_path / "gradient_norms.csv") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["layer", *(f"weight clipping, c = {c:g}" for c in (0.1, 0.01, 0.001)), "gradient penalty"]
+    table = np.array(lines, float)
+    assert table[:, 0].tolist() == [1, 2, 3]
+    log = runs.read_log(tmp_path / "penalty")  # of iterations 2, 4 and 6, the geometric mean of the last two
+    assert table[:, 4] == pytest.approx([np.sqrt(log[f"layer_{i}"][3] * log[f"layer_{i}"][5]) for i in (1, 2, 3)], 1e-4)
+    expected = script.slope(table[:, 3])
+    assert expected > 0.5 and f"10^{-expected:+.3f} under weight clipping, c = 0.001" in stdout
+    critic = torch.cat([w.flatten() for w in states(tmp_path)["clip-0.1"]["D"].values() if w.dim() == 2])
+    assert f"{((critic.abs() - 0.1).abs() <= 0.001).double().mean():.1%} of the weights at c = 0.1" in stdout
+    critic = states(tmp_path)["clip-0.01"]["D"]
+    assert max(w.abs().max() for w in critic.values()) <= 0.01
+
+
+@pytest.mark.parametrize("stop_in", ["clip-0.01", "penalty"])
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, monkeypatch, stop_in):
+    assert call(*SMALL, "--out", tmp_path / "whole")[0] == 0
+    log = runs.Run.log
+
+    def press_ctrl_c(self, step, **extra):
+        log(self, step, **extra)
+        if self.out.name == stop_in and step.iteration == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "log", press_ctrl_c)
+        code, _, stderr = call(*SMALL, "--out", tmp_path / "cut")
+    assert code == 130 and "saved iteration 3" in stderr and not (tmp_path / "cut" / "figure.png").exists()
+    code, _, stderr = call(*SMALL, "--out", tmp_path / "cut", "--resume")
+    assert code == 0, stderr
+    assert same(states(tmp_path / "whole"), states(tmp_path / "cut"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+    for name in ("figure.png", "gradient_norms.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+@pytest.mark.parametrize("flags", [["--constraint", "l2-clip"], ["--constraint", "l2-decay"],
+                                   ["--constraint", "l1-decay"], ["--batch-norm"]])
+def test_other_constraints_and_batch_norm(call, tmp_path, flags):
+    code, stdout, stderr = call(*SMALL, "--out", tmp_path, *flags)
+    assert code == 0, stderr
+    name = f"{flags[-1] if len(flags) == 2 else 'clip'}-0.01"
+    critic = states(tmp_path)[name]["D"].values()
+    if flags[-1] == "l2-clip":
+        rms = [w.square().mean().sqrt().item() for w in critic if w.dim() == 2]
+        assert rms == pytest.approx([0.01] * 4, rel=1e-2)
+    elif len(flags) == 2:
+        assert max(w.abs().max() for w in critic) > 0.1  # nothing clips
+    else:
+        assert len(critic) == 8 + 3 * 2 and len(states(tmp_path)["penalty"]["D"]) == 8
+
+
+def test_the_decays_are_in_the_critics_loss():
+    torch.manual_seed(0)
+    D = torch.nn.Linear(2, 1)
+    for constraint, power in (("l2-decay", 2), ("l1-decay", 1)):
+        method = script.constrained(D, torch.optim.RMSprop(D.parameters()), constraint, 0.25)
+        gradient, = torch.autograd.grad(method.critic_term(D, None), D.weight)
+        expected = 0.25 * (2 * D.weight if power == 2 else D.weight.sign())
+        assert torch.allclose(gradient, expected) and not method.clip and not method.lam
+
+
+def test_mistakes_are_one_line(call, tmp_path):
+    for flags, words in [(["--data", "cifar10"], "swissroll"), (["--depth", "1"], "--depth"),
+                         (["--constraint", "spectral"], "l2-clip")]:
+        code, _, stderr = call("--out", tmp_path / "none", *flags)
+        assert code == 2 and words in stderr.splitlines()[-1] and "Traceback" not in stderr
+    assert call(*SMALL, "--out", tmp_path)[0] == 0
+    code, _, stderr = call(*SMALL, "--out", tmp_path)
+    assert code == 2 and "already holds a run" in stderr
+    code, _, stderr = call(*SMALL, "--out", tmp_path, "--resume", "--dim", "9")
+    assert code == 2 and "--dim 8" in stderr
