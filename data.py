@@ -205,15 +205,21 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
 
 
 def in_order(images, batch_size, to_float, device="cpu", labels=None):
-    """Yield every image once, in order, in batches as `batches` has them; the last may be smaller.
+    """Yield every image once, in order, in batches as `batches` has them, but of `batch_size` or a few more: as
+    many whole batches as there are share what is left over, because batch norm needs company. (Fewer images than
+    `batch_size` are one batch; a single image, or none: DataError.)
 
     For a measure over a whole set, such as the critic's loss on held-out images.
     """
-    for i in range(0, len(images), batch_size):
-        x = images[i:i + batch_size]
+    if len(images) < 2:
+        raise DataError(f"{len(images)} images are too few to measure anything on: add images")
+    parts = max(len(images) // batch_size, 1)
+    cuts = [len(images) * k // parts for k in range(parts + 1)]
+    for i, end in zip(cuts, cuts[1:]):
+        x = images[i:end]
         x = torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x  # a mapped one is read-only
         x = to_float(x.to(device))
-        yield (x,) if labels is None else (x, labels[i:i + batch_size].to(device))
+        yield (x,) if labels is None else (x, labels[i:end].to(device))
 
 
 class _ArrayUnpickler(pickle.Unpickler):

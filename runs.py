@@ -12,6 +12,7 @@ A script uses it like this (see train_cifar.py):
 """
 import argparse
 import contextlib
+import copy
 import csv
 import functools
 import io
@@ -57,7 +58,7 @@ def main(script):
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(getattr(problem, "exit_code", 1))
     except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted before the first checkpoint", file=sys.stderr)
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; what checkpoint.pt has is kept, --resume goes on from there", file=sys.stderr)
         sys.exit(130)
 
 
@@ -111,14 +112,25 @@ def device(name):
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(kind for kind in there if there[kind])
-    if name.split(":")[0] not in there:
+    if name not in there:
         raise argparse.ArgumentTypeError(f"{name} is none of auto, cpu, cuda, mps")
-    if not there[name.split(":")[0]]:
+    if not there[name]:
         raise argparse.ArgumentTypeError(f"this torch ({torch.__version__}) finds no {name} device; leave --device out")
     return name
 
 
 # ----------------------------------------------------------------------------------------------------------- a run
+
+def part(args, name):
+    """The flags for one of several runs of a script, whose folder is `name` below --out. On --resume, those of them
+    that were begun go on, and the others begin; if none was, a Mistake."""
+    if args.resume and not any(Path(args.out).glob("*/checkpoint.pt")):
+        raise Mistake(f"there is no checkpoint in {args.out}: leave --resume out, or say another --out", 2)
+    args = copy.copy(args)
+    args.out = f"{args.out}/{name}"
+    args.resume = args.resume and (Path(args.out) / "checkpoint.pt").exists()
+    return args
+
 
 class Run:
     """One run's folder: config.json, log.csv, curves.png, samples/, checkpoint.pt.
@@ -129,7 +141,8 @@ class Run:
     """
 
     COLUMNS = ["iteration", "seconds", "critic_loss", "wasserstein", "penalty", "generator_loss"]
-    FREE_ON_RESUME = {"out", "resume", "device", "data_dir", "checkpoint_seconds"}  # these do not change the result
+    FREE_ON_RESUME = {"out", "resume", "device", "data_dir", "checkpoint_seconds", "sample_every", "measure_every",
+                      "score_every", "score_samples", "final_samples", "inception"}  # these do not change the weights
 
     def __init__(self, args, out, columns=()):
         self.out = Path(args.out or out)
@@ -168,15 +181,16 @@ class Run:
             old = json.loads((self.out / "config.json").read_text())
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             iteration, seconds, objects = loaded["iteration"], loaded["seconds"], loaded["objects"]
+            script, old_flags = old["script"], dict(old["flags"])
         except Exception as problem:  # torch.load and json raise a dozen kinds
             raise Mistake(f"the run in {self.out} cannot be read, its checkpoint.pt or config.json is damaged "
                           f"({type(problem).__name__}): start again with another --out") from None
-        if old.get("script") != config["script"]:
-            raise Mistake(f"{self.out} holds a run of {old.get('script')}: choose another --out", 2)
+        if script != config["script"]:
+            raise Mistake(f"{self.out} holds a run of {script}: choose another --out", 2)
         for name, value in config["flags"].items():
-            if name not in self.FREE_ON_RESUME and old["flags"].get(name) != value:
+            if name not in self.FREE_ON_RESUME and old_flags.get(name) != value:
                 flag = "--" + name.replace("_", "-")
-                raise Mistake(f"{self.out} was started with {flag} {old['flags'].get(name)}, not {value}: resume it "
+                raise Mistake(f"{self.out} was started with {flag} {old_flags.get(name)}, not {value}: resume it "
                               f"with the same flags, or choose another --out", 2)
         return iteration, seconds, objects
 
@@ -192,7 +206,7 @@ class Run:
             try:
                 for name, thing in objects.items():
                     thing.load_state_dict(states[name])
-            except (KeyError, ValueError, RuntimeError) as problem:
+            except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as problem:
                 raise Mistake(f"the checkpoint in {self.out} does not fit these networks ({type(problem).__name__}): "
                               f"start again with another --out") from None
             self.cut_log(iteration)
@@ -257,7 +271,7 @@ class Run:
                 if not math.isfinite(row.get(name, 0)):
                     self.leave()
                     raise Diverged(f"{name} is {row[name]} at iteration {row['iteration']}; the checkpoint of iteration "
-                                   f"{self.saved_iteration} is good: try a lower learning rate, or another --seed")
+                                   f"{self.saved_iteration} is kept: start again with a lower learning rate, or another --seed")
 
     def show(self, iteration):
         """The progress line: redrawn in place on a terminal, elsewhere a line every half minute."""
@@ -371,9 +385,9 @@ def write(path, content):
 def read_log(folder):
     """log.csv in `folder`: {column: float array}, NaN where nothing was measured."""
     path = Path(folder) / "log.csv"
-    with open(path, newline="") as file:
-        header, *rows = csv.reader(file)
     try:
+        with open(path, newline="") as file:
+            header, *rows = csv.reader(file)
         values = np.array([[float(v) if v else np.nan for v in row] for row in rows]).reshape(-1, len(header))
     except ValueError:
         raise Mistake(f"{path} is damaged: --resume repairs it") from None

@@ -13,6 +13,7 @@ with the remark that it overfits and 64 does better. dcgan-gp, the penalty on th
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import data
@@ -66,13 +67,13 @@ def train(args):
     out = args.out or f"runs/cifar-{args.method}"
     images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=out)
     held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
-    run = runs.Run(args, out, columns=[
-        "held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation", "samples_scored"])
+    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
-
+    run = runs.Run(args, out, columns=[
+        "held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation", "samples_scored",
+        "final_score", "final_deviation", "final_samples"])
     G, D = models.cifar_generator(args.dim).to(args.device), models.cifar_critic(args.dim, norm).to(args.device)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
-    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
     fixed_z = torch.randn(100, models.LATENT, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
 
@@ -89,26 +90,35 @@ def train(args):
                 runs.save_png(runs.image_grid(data.to_bytes(x_tilde), columns=10), run.sample_path(step.iteration))
         if net and (step.iteration % args.score_every == 0 or last):
             with run.clock_stopped():
-                n = args.final_samples if last else args.score_samples
-                score, deviation = inception.inception_score(wgan_gp.sample(G, latents, n, convert=data.to_bytes), net)
-                measured.update(inception_score=score, inception_deviation=deviation, samples_scored=n)
+                mean, deviation = score(G, latents, args.score_samples, net)
+                measured |= dict(inception_score=mean, inception_deviation=deviation, samples_scored=args.score_samples)
+                if last:  # many samples score higher than few, so this is no point of the curve
+                    mean, deviation = score(G, latents, args.final_samples, net)
+                    measured |= dict(final_score=mean, final_deviation=deviation, final_samples=args.final_samples)
         run.log(step, **measured)
         run.checkpoint(step.iteration)
     run.save_curves([("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),
-                     ("penalty", ["penalty"]), ("Inception score", ["inception_score"])])
+                     ("penalty", ["penalty"]), ("Inception score", ["inception_score", "final_score"])])
     run.finish()
 
 
+def score(G, latents, n, net):
+    """The Inception score of n samples, and its deviation over 10 splits."""
+    return inception.inception_score(wgan_gp.sample(G, latents, n, convert=data.to_bytes), net)
+
+
 def draw_figure(folder):
-    """Figure 3 from the logs of runs in `folder`; below it, the Wasserstein estimates of the same runs."""
+    """Figure 3 from the logs of runs in `folder`; below it, how far their critics hold real and generated apart."""
     logs = {label: runs.read_log(folder / f"cifar-{method}") for method, label in FIGURE_3.items()
             if (folder / f"cifar-{method}" / "log.csv").exists()}
     if not logs:
         raise runs.Mistake(f"no run called cifar-<method> in {folder}: train some first, or say where with --out")
     rows = []
     for column, title, log_y in [("inception_score", "Inception score", False),
-                                 ("wasserstein", "Wasserstein estimate", True)]:
-        over = lambda x, scale: {label: (log[x] * scale, log[column]) for label, log in logs.items()}
+                                 ("wasserstein", "mean D(x) - mean D(G(z))", True)]:
+        measured = {label: np.isfinite(log[column]) for label, log in logs.items()}
+        over = lambda x, scale: {label: (log[x][measured[label]] * scale, log[column][measured[label]])
+                                 for label, log in logs.items()}
         rows.append([runs.line_chart(over("iteration", 1), title, "generator iterations", log_y=log_y),
                      runs.line_chart(over("seconds", 1 / 3600), title, "wall-clock time (hours)", log_y=log_y)])
     runs.save_png(runs.beside(rows), folder / "figure3.png")

@@ -36,7 +36,7 @@ def parse():
     parser.add_argument("--generator-batch", type=runs.whole(2), default=128, metavar="N",
                         help="examples in the generator's batch (default 128, as released; Appendix F: 64)")
     parser.add_argument("--dim", type=runs.whole(1), default=128, help="channels of both networks (Appendix F: 128)")
-    parser.add_argument("--lr", type=runs.number(0), default=2e-4, help="Adam's learning rate (Appendix F: 2e-4)")
+    parser.add_argument("--lr", type=runs.number(1e-9), default=2e-4, help="Adam's learning rate (Appendix F: 2e-4)")
     parser.add_argument("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (default 0)")
     parser.add_argument("--sample-every", type=runs.whole(1), default=500, metavar="N",
                         help="iterations between pictures, and between looks at the held-out images (default 500)")
@@ -49,7 +49,8 @@ def parse():
 
 
 # AC-GAN's two terms: D learns the classes from real images only, with weight 1; G is told, with weight .1, to make
-# images that D puts into the class they were asked for. The authors' code has these weights.
+# images that D puts into the class they were asked for. The authors' code has these weights. Each term passes D's
+# features once more: sharing them with the score would save that pass, and cost the loop its shape.
 
 def critic_term(D, x, y):
     return F.cross_entropy(D.classify(x), y)
@@ -70,15 +71,15 @@ def train(args):
         method = method._replace(critic_term=critic_term, generator_term=generator_term)
     else:
         labels = held_out_labels = None
+    batches = data.batches(images, args.batch_size, data.from_bytes_noisy, args.device, labels)
+    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
     run = runs.Run(args, out, columns=[
         "held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated",
         "inception_score", "inception_deviation", "samples_scored"])
-    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
 
     G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
     D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
-    batches = data.batches(images, args.batch_size, data.from_bytes_noisy, args.device, labels)
     to_bytes = partial(data.to_bytes, top=255.99)
 
     def latents(m):
@@ -99,7 +100,8 @@ def train(args):
                 loss, wasserstein, _ = wgan_gp.held_out_loss(D, G, everything, latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
                 if args.conditional:
-                    measured.update(accuracies(D, G, next(batches), latents(args.batch_size)))
+                    real = next(data.in_order(held_out, 1_000, data.from_bytes_noisy, args.device, held_out_labels))
+                    measured.update(accuracies(D, G, real, latents(1_000)))
                 x_tilde = wgan_gp.sample(G, lambda m: fixed, 100)
                 runs.save_png(runs.image_grid(to_bytes(x_tilde), columns=10), run.sample_path(step.iteration))
         if net and (step.iteration % args.score_every == 0 or last):
@@ -117,7 +119,7 @@ def train(args):
 
 @torch.no_grad()
 def accuracies(D, G, real, latents):
-    """The share of real, and of generated, images that D's classifier puts into their class."""
+    """The share of real (held-out), and of generated, images that D's classifier puts into their class."""
     (x, y), (z, y_tilde) = real, latents
     return {"accuracy_real": (D.classify(x).argmax(1) == y).float().mean().item(),
             "accuracy_generated": (D.classify(G(z, y_tilde)).argmax(1) == y_tilde).float().mean().item()}

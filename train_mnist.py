@@ -16,7 +16,6 @@ iterations: the loss that the critic minimises, penalty included, over the whole
 the test set, against the same fresh samples of the generator. Under clipping both networks have batch norm, as in the
 authors' code; under the penalty neither has (Section 4).
 """
-import copy
 from functools import partial
 from pathlib import Path
 
@@ -34,16 +33,13 @@ MEASURED = 1_000  # at most so many images of either set
 
 def main():
     args = parse()
-    out = args.out or (f"runs/mnist-{args.method}" if args.method else "runs/mnist")
-    logs = {}
-    for method in [args.method] if args.method else LABELS:
-        one = copy.copy(args)
-        one.method, one.out = method, out if args.method else f"{out}/{method}"
-        # Of two runs, the second may be to come.
-        one.resume = args.resume and (bool(args.method) or (Path(one.out) / "checkpoint.pt").exists())
-        logs[method] = train(one)
+    args.out = args.out or (f"runs/mnist-{args.method}" if args.method else "runs/mnist")
+    if args.method:
+        logs = {args.method: train(args, args.method)}
+    else:
+        logs = {method: train(runs.part(args, method), method) for method in LABELS}
     if args.subset:
-        draw_figure(Path(out), logs)
+        draw_figure(Path(args.out), logs)
         report(logs)
 
 
@@ -66,16 +62,15 @@ def parse():
     return args
 
 
-def train(args):
+def train(args, method_name):
     """Train one WGAN; returns its log."""
-    method = wgan_gp.METHODS[args.method]
+    method = wgan_gp.METHODS[method_name]
     if method.lam:
         method = method._replace(optimizer=partial(method.optimizer, betas=(args.beta1, 0.9)))
     images, _ = data.mnist(args.data_dir)
     held_out, _ = data.mnist(args.data_dir, train=False)
     images = choose(images, args.subset or len(images), args.seed)
-    seen, held_out = (whole_batches(choose(some, min(MEASURED, len(some)), args.seed), args.batch_size)
-                      for some in (images, held_out))
+    seen, held_out = (choose(some, min(MEASURED, len(some)), args.seed) for some in (images, held_out))
     batches = data.batches(images, args.batch_size, data.unit_from_bytes, args.device)
     run = runs.Run(args, out=args.out, columns=["train_loss", "held_out_loss"])
 
@@ -115,14 +110,6 @@ def choose(images, n, seed):
     if n > len(images):
         raise runs.Mistake(f"there are {len(images)} images to choose from: lower --subset {n}", 2)
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]]
-
-
-def whole_batches(images, batch_size):
-    """The images without the last few that fill no batch: batch norm would measure those otherwise than the rest."""
-    if len(images) < batch_size:
-        raise runs.Mistake(f"{len(images)} images to measure the loss on are fewer than a batch of {batch_size}: "
-                           f"lower --batch-size")
-    return images[:len(images) // batch_size * batch_size]
 
 
 def negative_losses(log):

@@ -90,10 +90,7 @@ def clip_norms(D, c):
 
 def train(args, c):
     """Train one WGAN, with the penalty if c is None; returns the gradient norms, one per layer, and D's weights."""
-    args = copy.copy(args)
-    name = f"{args.constraint}-{c:g}" if c else "penalty"
-    args.out = f"{args.out}/{name}"
-    args.resume = args.resume and (Path(args.out) / "checkpoint.pt").exists()  # of four runs, some may be to come
+    args = runs.part(args, f"{args.constraint}-{c:g}" if c else "penalty")
     layers = [f"layer_{i}" for i in range(1, args.depth + 1)]
     run = runs.Run(args, out=args.out, columns=layers)
 

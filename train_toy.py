@@ -3,7 +3,7 @@
     python train_toy.py                                        the figure: six critics, the generator held fixed
     python train_toy.py --train-generator                      a whole WGAN-GP on the 25 Gaussians
     python train_toy.py --train-generator --data 8gaussians    or on the 8 Gaussians, or the swissroll
-    python train_toy.py --train-generator --paper              with the settings of the paper's text, unhurried
+    python train_toy.py --train-generator --paper              with the paper's lambda and Adam, unhurried
 
 The figure: "the generator distribution is held fixed at the real distribution plus unit-variance Gaussian noise", and
 a critic is trained to optimality by weight clipping (top) and by the gradient penalty (bottom). Expect what the paper
@@ -13,9 +13,9 @@ figure.png, and per critic the Wasserstein estimate of every step. See results/t
 This is the one script whose defaults are its own. The authors' code uses lambda .1 for its toys, "faster for toy
 tasks", where the paper's text says 10, and trains 512 units for 100,000 iterations. Minutes on a laptop need a
 narrower network and a larger learning rate that falls to 0: 128 units; for the figure lambda 10, Adam 3e-3, 12,000
-critic steps (3,000 when clipping); for the GAN lambda .1, Adam 1e-3, 10,000 iterations. --paper has the paper's.
+critic steps (3,000 when clipping); for the GAN lambda .1, Adam 1e-3, 10,000 iterations. --paper has the paper's lambda
+and Adam, and the authors' width and iterations.
 """
-import copy
 from functools import partial
 from pathlib import Path
 
@@ -45,19 +45,25 @@ def main():
 
 def parse():
     parser = runs.flags(__doc__, data=None, iterations=None, batch_size=256)
-    parser.set_defaults(data=None)
     parser.add_argument("--train-generator", action="store_true", help="train G too, instead of drawing the figure")
-    parser.add_argument("--paper", action="store_true", help="the paper's settings: width 512, lambda 10, Adam 1e-4")
-    parser.add_argument("--lam", type=runs.number(0), help="weight of the penalty (the paper: 10; authors' toys: .1)")
-    parser.add_argument("--lr", type=runs.number(0), help="Adam's learning rate with the penalty (the paper: 1e-4)")
+    parser.add_argument("--paper", action="store_true", help="the paper's lambda 10 and Adam 1e-4; the authors' 512 units and 100,000 iterations")
+    parser.add_argument("--lam", type=runs.number(1e-9), help="weight of the penalty (the paper: 10; authors' toys: .1)")
+    parser.add_argument("--lr", type=runs.number(1e-9), help="Adam's learning rate with the penalty (the paper: 1e-4)")
     parser.add_argument("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (Algorithm 1: 0; authors' toys: .5)")
     parser.add_argument("--dim", type=runs.whole(1), help="units in a hidden layer (authors' code: 512)")
-    parser.add_argument("--clip", type=runs.number(0), default=0.01, help="the clipping threshold c (from [2]: .01)")
+    parser.add_argument("--clip", type=runs.number(1e-9), default=0.01, help="the clipping threshold c (from [2]: .01)")
     args = parser.parse_args()
     args.data = args.data or ("25gaussians" if args.train_generator else "all")
     if args.data not in data.TOYS and (args.train_generator or args.data != "all"):
         parser.error(f"--data {args.data}: choose {', '.join(data.TOYS)}")
     return args
+
+
+def fill_in(args, settings):
+    """Give the flags that were left out their values from `settings`."""
+    for name, value in settings.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
 
 
 # -------------------------------------------------------------------------------------------- the figure: critics only
@@ -72,13 +78,10 @@ def draw_figure(args):
 
 def train_critic(args, toy, method_name):
     """Train one critic against real points plus noise; returns the picture of its value surface."""
-    args = copy.copy(args)
-    args.data, args.method, args.out = toy, method_name, f"{args.out}/{toy}-{method_name}"
-    args.resume = args.resume and (Path(args.out) / "checkpoint.pt").exists()  # of six critics, some may be to come
+    args = runs.part(args, f"{toy}-{method_name}")
+    args.data, args.method = toy, method_name
     method = wgan_gp.METHODS[method_name]
-    settings = SETTINGS["paper" if args.paper else "figure"] | (CLIPPING if method.clip and not args.paper else {})
-    for name, value in settings.items():
-        setattr(args, name, value if getattr(args, name, None) is None else getattr(args, name))
+    fill_in(args, SETTINGS["paper" if args.paper else "figure"] | (CLIPPING if method.clip and not args.paper else {}))
     if method.clip:
         method, args.decay = method._replace(clip=args.clip), False
     else:
@@ -95,7 +98,7 @@ def train_critic(args, toy, method_name):
         x, = next(batches)
         # Each real point has its own noise, and the interpolates run between the two.
         critic = wgan_gp.critic_step(D, lambda z, x: x + z, opt_D, x, torch.randn_like(x), x, method=method)
-        step = wgan_gp.Step(iteration + 1, *critic, generator_loss=torch.zeros(()))
+        step = wgan_gp.Step(iteration + 1, *critic, generator_loss=0.0)  # no generator, no loss
         run.log(step)
         run.checkpoint(step.iteration)
     picture = value_surface(D, toy, args)
@@ -119,8 +122,7 @@ def value_surface(D, toy, args, x_tilde=None, reach=2.2, side=128):
 # ------------------------------------------------------------------------------------------------- the GAN: Algorithm 1
 
 def train_generator(args):
-    for name, value in SETTINGS["paper" if args.paper else "generator"].items():
-        setattr(args, name, value if getattr(args, name, None) is None else getattr(args, name))
+    fill_in(args, SETTINGS["paper" if args.paper else "generator"])
     method = wgan_gp.METHODS["wgan-gp"]._replace(
         lam=args.lam, optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))
 
@@ -150,7 +152,7 @@ def near_modes(x_tilde, centres, deviation):
     """The share of points within 3 deviations of a mode, and how many modes have at least one point that near."""
     distance, nearest = torch.cdist(x_tilde, centres.to(x_tilde.device)).min(dim=1)
     near = distance <= 3 * deviation
-    return {"share_near_modes": near.float().mean().item(), "modes_hit": len(nearest[near].unique())}
+    return {"share_near_modes": near.float().mean().item(), "modes_hit": float(len(nearest[near].unique()))}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """WGAN-GP: Algorithm 1 and equation 3 of "Improved Training of Wasserstein GANs" (Gulrajani et al., 2017).
 
-Needs torch alone; copy this file, or any function of it, wherever you like. The names are the paper's:
+Needs torch alone: copy this file, or gradient_penalty by itself, wherever you like. The names are the paper's:
 
     D        the critic: m examples in, m real-valued scores out (no sigmoid)
     G        the generator: m latent variables z in, m examples x_tilde out
@@ -25,9 +25,11 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
     differentiated once more, with respect to the weights of D; nothing flows back into x or x_tilde.
     one_sided: penalise only norms above 1, E[max(0, ||grad D(x_hat)||_2 - 1)^2] (Appendix C).
 
-    D must score each example by itself: batch norm in D breaks the premise (Section 4, "No critic batch
-    normalization"), layer norm does not.
+    D gives one score per example, (m,) or (m, 1), and must score each by itself: batch norm in D breaks the premise
+    (Section 4, "No critic batch normalization"), layer norm does not. Other shapes of x_tilde: ValueError.
     """
+    if x.shape != x_tilde.shape:
+        raise ValueError(f"x and x_tilde are paired, but their shapes are {tuple(x.shape)} and {tuple(x_tilde.shape)}")
     eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # one number per example
     x_hat = (eps * x + (1 - eps) * x_tilde).detach().requires_grad_()
     # The score of one example depends on that example alone, so the gradient of the sum holds every example's own.
@@ -99,9 +101,9 @@ class Method(NamedTuple):
     generator_term: Callable = no_term  # (D, x_tilde, *labels) -> scalar added to G's loss
 
 
-# Figure 2's columns (Section 5.2, Appendix E), then two combinations: WGAN-GP with clipping's optimiser (Figure 3)
-# and the penalty on the standard GAN loss (Section 6). torch's RMSprop adds its 1e-8 outside the square root and
-# starts its average at 0; TensorFlow's, which the paper's code used, adds 1e-10 inside and starts at 1.
+# Figure 2's columns (Section 5.2; Appendix E, where WGAN-GP has beta1 .5 for LSUN), then two combinations: WGAN-GP with
+# clipping's optimiser (Figure 3) and the penalty on the standard GAN loss (Section 6). torch's RMSprop adds its 1e-8
+# outside the square root and starts its average at 0; TensorFlow's, in the paper's code, adds 1e-10 inside, starts at 1.
 METHODS = {
     "wgan-gp": Method(wasserstein_critic, wasserstein_generator, lam=10, clip=0, n_critic=5,
                       optimizer=partial(Adam, lr=1e-4, betas=(0.0, 0.9))),
@@ -140,7 +142,7 @@ def critic_step(D, G, opt_D, x, z, *y, method=WGAN_GP):
     loss, wasserstein, penalty = critic_loss(D, x, x_tilde, method)  # lines 6 and 7
     loss = loss + method.critic_term(D, x, *y)
     opt_D.zero_grad()
-    loss.backward(inputs=list(D.parameters()))
+    loss.backward(inputs=[w for w in D.parameters() if w.requires_grad])
     opt_D.step()  # line 9
     if method.clip:
         clip_weights(D, method.clip)
@@ -155,7 +157,7 @@ def generator_step(D, G, opt_G, z, *y, method=WGAN_GP):
     x_tilde = G(z, *y)
     loss = method.generator_loss(D(x_tilde)) + method.generator_term(D, x_tilde, *y)
     opt_G.zero_grad()
-    loss.backward(inputs=list(G.parameters()))
+    loss.backward(inputs=[w for w in G.parameters() if w.requires_grad])
     opt_G.step()  # line 12
     return loss.detach()
 
@@ -164,7 +166,7 @@ class Step(NamedTuple):
     """One pass through lines 2 to 12; the losses are scalar tensors, the critic's those of its last step."""
     iteration: int  # generator updates done so far
     critic_loss: torch.Tensor  # what D minimised, penalty included; the paper plots its negative
-    wasserstein: torch.Tensor  # E[D(x)] - E[D(x_tilde)]
+    wasserstein: torch.Tensor  # E[D(x)] - E[D(x_tilde)]: estimates the distance only where D is 1-Lipschitz
     penalty: torch.Tensor  # E[(||grad D(x_hat)|| - 1)^2], without lam
     generator_loss: torch.Tensor
 
@@ -176,7 +178,8 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
         for step in train(G, D, batches, latents, opt_G, opt_D):
             print(step.iteration, float(step.wasserstein))
 
-    batches:  an iterator of tuples (x,) or (x, y): real examples and, if the networks want them, labels
+    batches:  an endless iterator of tuples (x,) or (x, y): real examples and, if the networks want them, labels;
+              a DataLoader is made one by (batch for _ in itertools.count() for batch in loader)
     latents:  latents(m) gives a tuple (z,) or (z, y): m latent variables and, if G wants them, labels
     opt_G, opt_D:  method.optimizer(G.parameters()) and (D.parameters()), made by the caller, who can save them
     start:    iterations done before, when a run is resumed
@@ -185,14 +188,14 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
     decay:    learning rates fall linearly to 0 over `iterations` (Appendix F)
     generator_batch:  examples in the generator's batch, if not as many as in the critic's
     """
-    optimizers = opt_G.param_groups + opt_D.param_groups
-    for group in optimizers:
-        group.setdefault("initial_lr", group["lr"])
+    groups = opt_G.param_groups + opt_D.param_groups if decay else []
+    for group in groups:
+        group.setdefault("initial_lr", group["lr"])  # kept in the optimiser's state, and so when a run is resumed
     for iteration in range(start, iterations):  # line 1
         if seed is not None:
             torch.manual_seed(seed * 1_000_003 + iteration)  # CPU generators heed the low 32 bits only
-        for group in optimizers:
-            group["lr"] = group["initial_lr"] * (1 - decay * iteration / iterations)
+        for group in groups:
+            group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
         for _ in range(method.n_critic):  # lines 2 to 10
             x, *y = next(batches)
             z = latents(len(x))[0]

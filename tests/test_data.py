@@ -456,11 +456,21 @@ def test_in_order_gives_everything_once(tmp_path):
     before = torch.get_rng_state()
     for given in (x, mapped):
         got = list(data.in_order(given, 8, data.unit_from_bytes, labels=y))
-        assert [len(pixels) for pixels, _ in got] == [8, 8, 4]
+        assert [len(pixels) for pixels, _ in got] == [10, 10]  # two whole batches, and their share of the rest
         assert torch.equal(torch.cat([pixels for pixels, _ in got]), data.unit_from_bytes(x))
         assert torch.equal(torch.cat([labels for _, labels in got]), y)
         assert all(len(batch) == 1 for batch in data.in_order(given, 8, data.from_bytes))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_in_order_never_leaves_an_image_alone():
+    """Batch norm has no statistics of one image."""
+    for n in range(2, 40):
+        for batch_size in range(2, 12):
+            sizes = [len(x) for x, in data.in_order(numbered(n), batch_size, data.from_bytes)]
+            assert sum(sizes) == n and min(sizes) >= min(n, batch_size) and max(sizes) < max(2 * batch_size, n + 1)
+    with pytest.raises(data.DataError, match="1 images are too few"):
+        list(data.in_order(numbered(1), 4, data.from_bytes))
 
 
 def test_batches_need_a_batch():

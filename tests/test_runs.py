@@ -124,7 +124,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_checkpoint(ru
     one.log(step(1))
     one.checkpoint(1)
     one.log(step(2, loss=math.nan))
-    with pytest.raises(runs.Diverged, match="critic_loss is nan at iteration 2; the checkpoint of iteration 1 is good"):
+    with pytest.raises(runs.Diverged, match="critic_loss is nan at iteration 2; the checkpoint of iteration 1 is kept"):
         one.checkpoint(2)
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] == 1
 
@@ -218,10 +218,35 @@ def test_resume_with_a_damaged_checkpoint(run, tmp_path, damage):
     refused(run, "--resume", match="cannot be read", code=1)
 
 
-def test_resume_with_a_damaged_config(run, tmp_path):
+@pytest.mark.parametrize("config", ['{"script": ', "[]", '{"script": "train_test.py"}', '{"script": "a", "flags": 3}'])
+def test_resume_with_a_damaged_config(run, tmp_path, config):
     saved(run)
-    (tmp_path / "run" / "config.json").write_text('{"script": ')
+    (tmp_path / "run" / "config.json").write_text(config)
     refused(run, "--resume", match="cannot be read", code=1)
+
+
+def test_resume_with_a_state_that_is_none(run, tmp_path):
+    saved(run)
+    torch.save({"iteration": 0, "seconds": 0.0, "objects": {"G": 3}}, tmp_path / "run" / "checkpoint.pt")
+    refused(run, "--resume", match="does not fit", code=1)
+
+
+@pytest.mark.parametrize("log", ["", "iteration,seconds\n1,x\n", "iteration,seconds\n1\n"])
+def test_a_damaged_log_is_one_line(tmp_path, log):
+    (tmp_path / "log.csv").write_text(log)
+    with pytest.raises(runs.Mistake, match="is damaged"):
+        runs.read_log(tmp_path)
+
+
+def test_parts_of_a_script_are_resumed_one_by_one(run, tmp_path):
+    args = run().args
+    assert runs.part(args, "a").out == f"{args.out}/a" and not runs.part(args, "a").resume
+    args.resume = True
+    with pytest.raises(runs.Mistake, match="there is no checkpoint"):
+        runs.part(args, "a")
+    (tmp_path / "run" / "a").mkdir()
+    (tmp_path / "run" / "a" / "checkpoint.pt").write_bytes(b"")
+    assert runs.part(args, "a").resume and not runs.part(args, "b").resume and args.resume
 
 
 def test_resume_with_other_networks(run):
@@ -255,7 +280,7 @@ def test_a_log_that_lost_rows_is_mended_and_said(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("flags", [["--iterations", "0"], ["--iterations", "x"], ["--batch-size", "-1"], ["--seed", "-1"],
                                    ["--seed", str(2 ** 32)], ["--lam", "-1"], ["--lam", "nan"], ["--lam", "inf"],
-                                   ["--device", "tpu"], ["--checkpoint-seconds", "-1"]])
+                                   ["--device", "tpu"], ["--device", "cpu:abc"], ["--checkpoint-seconds", "-1"]])
 def test_impossible_flags_exit_with_2(run, flags, capsys):
     with pytest.raises(SystemExit) as stop:
         run(*flags)

@@ -96,12 +96,6 @@ def test_the_subset_has_its_size_no_image_twice_and_comes_from_the_seed():
         script.choose(images, 501, 0)
 
 
-def test_measured_are_whole_batches():
-    assert len(script.whole_batches(torch.zeros(103), 25)) == 100 == len(script.whole_batches(torch.zeros(100), 25))
-    with pytest.raises(runs.Mistake, match="fewer than a batch"):
-        script.whole_batches(torch.zeros(24), 25)
-
-
 def log_of(training, validation):
     """A log with a measurement at every second of 40 iterations, from two functions of the iteration."""
     i = np.arange(1.0, 41)

@@ -71,6 +71,13 @@ def test_penalty_trains_neither_x_nor_x_tilde():
     assert x.grad is None and x_tilde.grad is None and D[0].weight.grad.abs().sum() > 0
 
 
+def test_pairs_that_do_not_fit_are_refused_rather_than_broadcast():
+    x = torch.randn(8, 2)
+    for x_tilde in (torch.randn(8, 1, 2), torch.randn(1, 2), torch.randn(8, 1)):
+        with pytest.raises(ValueError, match="are paired, but their shapes are"):
+            gradient_penalty(models.toy_critic(4), x, x_tilde)
+
+
 def test_no_nan_where_the_gradient_is_exactly_zero():
     D = models.toy_critic(dim=4).double()
     nn.init.constant_(D[0].bias, -1e6)  # every unit of the first layer is off, so D is constant
@@ -290,6 +297,24 @@ def test_learning_rates_decay_linearly_to_zero():
         assert both == pytest.approx((1e-4 * (1 - i / 5),) * 2)
     *_, opt_G, opt_D, steps = toy_run(iterations=3)
     assert {opt_G.param_groups[0]["lr"] for _ in steps} == {1e-4}
+
+
+def test_without_decay_a_learning_rate_set_by_the_caller_stays():
+    *_, opt_G, opt_D, steps = toy_run(iterations=3)
+    next(steps)
+    opt_D.param_groups[0]["lr"] = 1e-7
+    next(steps)
+    assert opt_D.param_groups[0]["lr"] == 1e-7
+
+
+def test_a_frozen_layer_stays_and_the_others_train():
+    G, D = toy_pair()
+    D[0].requires_grad_(False)
+    G[0].requires_grad_(False)
+    frozen, free = weights(D[0], G[0]), weights(D[2], G[2])
+    *_, steps = toy_run(networks=(G, D), iterations=1)
+    list(steps)
+    assert same(weights(D[0], G[0]), frozen) and not same(weights(D[2], G[2]), free)
 
 
 @pytest.mark.parametrize("decay", [False, True])
