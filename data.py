@@ -508,7 +508,8 @@ def image_folder(folder, size, cache_dir=".", train=None):
         raise DataError(f"there is no folder {folder}: give the path of a folder of images")
     folder, cache_dir = Path(folder).resolve(), Path(cache_dir)
     part = {None: "all", True: "train", False: "held-out"}[train]
-    files = [f for i, f in enumerate(_image_files(folder)) if train is None or (i % 10 > 0) == train]
+    found = _image_files(folder)
+    files = [f for i, f in enumerate(found) if train is None or (i % 10 > 0) == train]
     expected = {"folder": str(folder), "part": part, "size": size,
                 "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
     name = f"{folder.name}-{part}-{size}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
@@ -530,6 +531,8 @@ def image_folder(folder, size, cache_dir=".", train=None):
         with open(partial, "wb") as out:
             skipped = _build(files, size, out)
         some = "; ".join(skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
+        if found and not files:
+            raise DataError(f"no image of {folder} is left for the {part} part (every tenth is held out): add images")
         if len(skipped) == len(files):
             some = f" ({some})" if some else ""
             raise DataError(f"{folder} ({part}) has no image that can be used{some}: add images of at least "

@@ -58,7 +58,7 @@ def main(script):
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(getattr(problem, "exit_code", 1))
     except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted; what checkpoint.pt has is kept, --resume goes on from there", file=sys.stderr)
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; if a checkpoint was saved, --resume goes on from it", file=sys.stderr)
         sys.exit(130)
 
 
@@ -74,7 +74,7 @@ def flags(doc, data, iterations, batch_size):
     parser.add_argument("--seed", type=whole(0, 2 ** 32), default=0, metavar="N", help="the same seed, the same run (default 0)")
     parser.add_argument("--device", type=device, default="auto", metavar="{auto,cpu,cuda,mps}",
                         help="where to compute (default: a GPU if there is one)")
-    parser.add_argument("--out", metavar="DIR", help="where the run is written (default runs/<script>-<variant>)")
+    parser.add_argument("--out", metavar="DIR", help="where the run is written (default below runs/, named after what is trained)")
     parser.add_argument("--data", default=data, metavar="NAME|PATH", help=f"what to train on (default {data or 'see above'})")
     parser.add_argument("--data-dir", default="data", metavar="DIR",
                         help="where published archives are looked for and downloaded to (default data)")

@@ -64,7 +64,7 @@ def train(args):
         method = method._replace(optimizer=partial(method.optimizer, betas=betas))
     # No batch norm where there is a penalty: it would tie the examples of a batch to each other (Section 4).
     norm = {"auto": None if method.lam else "batch", "none": None}.get(args.norm, args.norm)
-    out = args.out or f"runs/cifar-{args.method}"
+    out = args.out or f"runs/{'cifar' if args.data == 'cifar10' else Path(args.data).name}-{args.method}"
     images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=out)
     held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
@@ -84,7 +84,7 @@ def train(args):
         if step.iteration % args.sample_every == 0 or last:
             with run.clock_stopped():
                 everything = data.in_order(held_out, args.batch_size, data.from_bytes, args.device)
-                loss, wasserstein, _ = wgan_gp.held_out_loss(D, G, everything, latents, method)
+                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, everything, latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
                 x_tilde = wgan_gp.sample(G, lambda m: (fixed_z,), 100)
                 runs.save_png(runs.image_grid(data.to_bytes(x_tilde), columns=10), run.sample_path(step.iteration))
@@ -122,7 +122,8 @@ def draw_figure(folder):
         rows.append([runs.line_chart(over("iteration", 1), title, "generator iterations", log_y=log_y),
                      runs.line_chart(over("seconds", 1 / 3600), title, "wall-clock time (hours)", log_y=log_y)])
     runs.save_png(runs.beside(rows), folder / "figure3.png")
-    print(f"drew {len(logs)} of 4 runs: {folder / 'figure3.png'}")
+    scored = sum(np.isfinite(log["inception_score"]).any() for log in logs.values())
+    print(f"drew {len(logs)} of 4 runs, {scored} of them with Inception scores: {folder / 'figure3.png'}")
 
 
 if __name__ == "__main__":

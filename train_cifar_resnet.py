@@ -7,9 +7,10 @@
 
 100,000 iterations of Adam 2e-4 (0, .9), decayed linearly to 0; 5 critic steps on 64 images, then the generator's on
 128 (Appendix F says 64; the authors' code, which the scores come from, has 128). Samples as in Figure 6: a class a
-column if conditional. What came out here, on which hardware, and how long the whole schedule takes: results/cifar-resnet.
+column if conditional. The README says what has been measured here, and what has not.
 """
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,8 @@ def generator_term(D, x_tilde, y):
 
 def train(args):
     method = wgan_gp.WGAN_GP._replace(optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))
-    out = args.out or f"runs/cifar-resnet{'-conditional' * args.conditional}"
+    name = "cifar" if args.data == "cifar10" else Path(args.data).name
+    out = args.out or f"runs/{name}-resnet{'-conditional' * args.conditional}"
     images, labels = data.images(args.data, args.data_dir, size=32, cache_dir=out)
     held_out, held_out_labels = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
     if args.conditional:
@@ -97,7 +99,7 @@ def train(args):
         if step.iteration % args.sample_every == 0 or last:
             with run.clock_stopped():
                 everything = data.in_order(held_out, args.batch_size, data.from_bytes_noisy, args.device, held_out_labels)
-                loss, wasserstein, _ = wgan_gp.held_out_loss(D, G, everything, latents, method)
+                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, everything, latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
                 if args.conditional:
                     real = next(data.in_order(held_out, 1_000, data.from_bytes_noisy, args.device, held_out_labels))

@@ -89,7 +89,7 @@ def train(args, method_name):
                 for column, some in [("train_loss", seen), ("held_out_loss", held_out)]:
                     torch.manual_seed(step.iteration)  # the same samples for both, fresh ones each time
                     in_order = data.in_order(some, args.batch_size, data.unit_from_bytes, args.device)
-                    measured[column], _, _ = wgan_gp.held_out_loss(D, G, in_order, latents, method)
+                    measured[column], _, _ = wgan_gp.held_out_loss(G, D, in_order, latents, method)
         if step.iteration % args.sample_every == 0 or last:
             with run.clock_stopped():
                 x_tilde = wgan_gp.sample(G, lambda m: (fixed_z,), 100)
@@ -148,6 +148,8 @@ def report(logs):
     claims = []
     for method, log in logs.items():
         gap, rise, fall = trend(log)
+        if np.isnan(rise):
+            return print("too short a run to say whether the curves part")
         print(f"{LABELS[method]}: training is {gap:.3g} above validation at the end; in the last half training went "
               f"{rise:+.3g}, validation {fall:+.3g} per 1,000 iterations")
         claims.append(f"{LABELS[method]}: the curves {'part' if gap > 0 and rise > fall else 'do not part'}")

@@ -10,7 +10,7 @@ a critic is trained to optimality by weight clipping (top) and by the gradient p
 shows: clipping gives featureless surfaces, the penalty surfaces that follow the data. Six critics in runs/toy,
 figure.png, and per critic the Wasserstein estimate of every step. See results/toy for ours and how long it took.
 
-This is the one script whose defaults are its own. The authors' code uses lambda .1 for its toys, "faster for toy
+The defaults are not the paper's. The authors' code uses lambda .1 for its toys, "faster for toy
 tasks", where the paper's text says 10, and trains 512 units for 100,000 iterations. Minutes on a laptop need a
 narrower network and a larger learning rate that falls to 0: 128 units; for the figure lambda 10, Adam 3e-3, 12,000
 critic steps (3,000 when clipping); for the GAN lambda .1, Adam 1e-3, 10,000 iterations. --paper has the paper's lambda
@@ -97,7 +97,7 @@ def train_critic(args, toy, method_name):
         opt_D.param_groups[0]["lr"] = lr * (1 - args.decay * iteration / args.iterations)
         x, = next(batches)
         # Each real point has its own noise, and the interpolates run between the two.
-        critic = wgan_gp.critic_step(D, lambda z, x: x + z, opt_D, x, torch.randn_like(x), x, method=method)
+        critic = wgan_gp.critic_step(lambda z, x: x + z, D, opt_D, x, torch.randn_like(x), x, method=method)
         step = wgan_gp.Step(iteration + 1, *critic, generator_loss=0.0)  # no generator, no loss
         run.log(step)
         run.checkpoint(step.iteration)

@@ -7,6 +7,8 @@ Needs torch alone: copy this file, or gradient_penalty by itself, wherever you l
     x        real examples, x ~ P_r                     x_tilde  generated ones, x_tilde = G(z) ~ P_g
     x_hat    random points between x and x_tilde        eps      where between: one number per example
     lam      the weight (lambda) of the penalty, 10     n_critic critic steps per generator step, 5
+
+The loop over i = 1..m in lines 3 to 8 is the batch dimension. Numbers in brackets are the paper's references.
 """
 import math
 from functools import partial
@@ -22,7 +24,8 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
 
     x, x_tilde: m real and m generated examples of the same shape (m, ...), paired by position. x_hat is drawn
     uniformly on the line between each pair (Section 4, "Sampling distribution"). The result can be
-    differentiated once more, with respect to the weights of D; nothing flows back into x or x_tilde.
+    differentiated once more, with respect to the weights of D (so not inside torch.no_grad()); nothing flows back
+    into x or x_tilde, which are floating point.
     one_sided: penalise only norms above 1, E[max(0, ||grad D(x_hat)||_2 - 1)^2] (Appendix C).
 
     D gives one score per example, (m,) or (m, 1), and must score each by itself: batch norm in D breaks the premise
@@ -34,14 +37,14 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
     x_hat = (eps * x + (1 - eps) * x_tilde).detach().requires_grad_()
     # The score of one example depends on that example alone, so the gradient of the sum holds every example's own.
     gradient, = torch.autograd.grad(D(x_hat).sum(), x_hat, create_graph=True)
-    excess = gradient.flatten(1).norm(dim=1) - 1  # norm(), unlike sqrt(sum(g**2)), is safe where the gradient is 0
+    excess = gradient.flatten(1).norm(dim=1) - 1  # at 0, norm() has derivative 0, where sqrt(sum(g**2)) has NaN
     if one_sided:
         excess = excess.relu()
     return excess.square().mean()
 
 
 def clip_weights(D, c):
-    """Weight clipping, the constraint of the original WGAN [2]: every parameter of D into [-c, c], in place."""
+    """Weight clipping, the constraint of the original WGAN (Arjovsky et al. [2]): every parameter of D into [-c, c], in place."""
     with torch.no_grad():
         for w in D.parameters():
             w.clamp_(-c, c)
@@ -60,7 +63,7 @@ def wasserstein_generator(fake):
 
 
 def gan_critic(real, fake):
-    """Equation 1 as DCGAN [22] minimises it: the mean of the cross-entropies, real towards 1 and fake towards 0."""
+    """Equation 1 as DCGAN (Radford et al. [22]) has it: the mean cross-entropy, real towards 1 and fake towards 0."""
     return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
 
 
@@ -70,7 +73,7 @@ def gan_generator(fake):
 
 
 def lsgan_critic(real, fake):
-    """Least-squares GAN [18]: half of E[(D(x) - 1)^2] + E[D(x_tilde)^2]."""
+    """Least-squares GAN (Mao et al. [18]): half of E[(D(x) - 1)^2] + E[D(x_tilde)^2]."""
     return ((real - 1).square().mean() + fake.square().mean()) / 2
 
 
@@ -131,8 +134,8 @@ def critic_loss(D, x, x_tilde, method=WGAN_GP):
     return loss, real.mean() - fake.mean(), penalty
 
 
-def critic_step(D, G, opt_D, x, z, *y, method=WGAN_GP):
-    """Lines 4 to 9 of Algorithm 1: one update of the critic, on real examples x (m, ...) and latents z (m, ...).
+def critic_step(G, D, opt_D, x, z, *y, method=WGAN_GP):
+    """Lines 5 to 9 of Algorithm 1: one update of the critic, on real examples x (m, ...) and latents z (m, ...).
 
     y: whatever else G takes, such as the labels of x. G's weights get no gradient. Returns the loss, the
     Wasserstein estimate and the penalty of this batch before the update, as scalar tensors.
@@ -149,8 +152,8 @@ def critic_step(D, G, opt_D, x, z, *y, method=WGAN_GP):
     return loss.detach(), wasserstein.detach(), penalty.detach()
 
 
-def generator_step(D, G, opt_G, z, *y, method=WGAN_GP):
-    """Lines 11 and 12 of Algorithm 1: one update of the generator, on latents z (m, ...) and whatever else G takes.
+def generator_step(G, D, opt_G, z, *y, method=WGAN_GP):
+    """Line 12 of Algorithm 1: one update of the generator, on latents z (m, ...) and whatever else G takes.
 
     D's weights get no gradient, and the work for it is not done. Returns the loss, a scalar tensor.
     """
@@ -173,18 +176,19 @@ class Step(NamedTuple):
 
 def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_000, start=0, seed=0,
           decay=False, generator_batch=None):
-    """Algorithm 1 as a generator function: yields a Step after each of `iterations` generator updates.
+    """Algorithm 1 as a generator function: yields a Step after each generator update, up to `iterations` in all.
 
         for step in train(G, D, batches, latents, opt_G, opt_D):
             print(step.iteration, float(step.wasserstein))
 
     batches:  an endless iterator of tuples (x,) or (x, y): real examples and, if the networks want them, labels;
-              a DataLoader is made one by (batch for _ in itertools.count() for batch in loader)
+              a DataLoader is made one by (batch for _ in itertools.count() for batch in loader). A resumed run is
+              the same run if the batches depend on the random numbers alone, as data.batches do; a DataLoader's do not
     latents:  latents(m) gives a tuple (z,) or (z, y): m latent variables and, if G wants them, labels
     opt_G, opt_D:  method.optimizer(G.parameters()) and (D.parameters()), made by the caller, who can save them
     start:    iterations done before, when a run is resumed
-    seed:     0 to 2**32 - 1: the random numbers start anew from (seed, iteration) at each iteration, so that nothing
-              drawn in between disturbs a run, and a resumed run needs no saved random state. None: left alone
+    seed:     0 to 2**32 - 1: torch's global random numbers start anew from (seed, iteration) at each iteration, so
+              that nothing drawn in between disturbs a run, and none of their state need be saved. None: left alone
     decay:    learning rates fall linearly to 0 over `iterations` (Appendix F)
     generator_batch:  examples in the generator's batch, if not as many as in the critic's
     """
@@ -192,19 +196,19 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
     for group in groups:
         group.setdefault("initial_lr", group["lr"])  # kept in the optimiser's state, and so when a run is resumed
     for iteration in range(start, iterations):  # line 1
-        if seed is not None:
-            torch.manual_seed(seed * 1_000_003 + iteration)  # CPU generators heed the low 32 bits only
+        if seed is not None:  # an odd number above a million keeps seeds apart; CPU generators heed the low 32 bits only
+            torch.manual_seed(seed * 1_000_003 + iteration)
         for group in groups:
             group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
         for _ in range(method.n_critic):  # lines 2 to 10
             x, *y = next(batches)
-            z = latents(len(x))[0]
-            critic = critic_step(D, G, opt_D, x, z, *y, method=method)
-        generator = generator_step(D, G, opt_G, *latents(generator_batch or len(x)), method=method)  # 11 and 12
+            z = latents(len(x))[0]  # with the labels of x, if there are labels
+            critic = critic_step(G, D, opt_D, x, z, *y, method=method)
+        generator = generator_step(G, D, opt_G, *latents(generator_batch or len(x)), method=method)  # 11 and 12
         yield Step(iteration + 1, *critic, generator)
 
 
-def held_out_loss(D, G, batches, latents, method=WGAN_GP):
+def held_out_loss(G, D, batches, latents, method=WGAN_GP):
     """critic_loss on examples that D was not trained on, against fresh samples of G (Figure 5(b), Section 5.6).
 
     batches: a finite iterable of (x,) or (x, y). Returns the loss, the Wasserstein estimate and the penalty, three

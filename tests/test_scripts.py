@@ -3,6 +3,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,7 +187,7 @@ def test_samples_near_modes_are_counted():
 def test_the_fixed_generator_is_the_data_plus_unit_noise_paired(call, tmp_path, monkeypatch):
     seen = []
 
-    def step(D, G, opt, x, z, *y, method):
+    def step(G, D, opt, x, z, *y, method):
         seen.append((x, z, G(z, *y)))
         return torch.zeros(3)
     monkeypatch.setattr(wgan_gp, "critic_step", step)
@@ -287,12 +288,12 @@ def test_the_classification_loss_of_generated_images_does_not_train_the_critic(c
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
     x, y, z = torch.rand(6, 3, 32, 32), torch.arange(6), torch.randn(6, 128)
     before = [p.clone() for p in G.parameters()]
-    wgan_gp.critic_step(D, G, opt_D, x, z, y, method=method)
+    wgan_gp.critic_step(G, D, opt_D, x, z, y, method=method)
     assert len(seen) == 1 and torch.equal(seen[0][0], x)
     assert D.label.weight.grad.abs().sum() > 0 and all(map(torch.equal, before, G.parameters()))
     before = [p.clone() for p in D.parameters()]
     opt_D.zero_grad()
-    wgan_gp.generator_step(D, G, opt_G, z, y, method=method)
+    wgan_gp.generator_step(G, D, opt_G, z, y, method=method)
     assert len(seen) == 2 and torch.equal(seen[1][0].shape and seen[1][0][:0], x[:0])
     assert all(map(torch.equal, before, D.parameters())) and all(p.grad is None for p in D.parameters())
     assert all(p.grad is not None for p in G.parameters())
@@ -351,3 +352,22 @@ def test_a_finished_run_is_not_overwritten(call, tmp_path):
     assert before == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     code, _, stderr = call(*CIFAR, "--iterations", 2, "--out", tmp_path / "a", "--resume")
     assert code == 2 and "--iterations 1, not 2" in stderr
+
+
+# ------------------------------------------------------------------------------------------------------ the README
+
+def test_the_readmes_way_to_sample_a_saved_generator(call, tmp_path, monkeypatch):
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "checkpoint.pt" in code and "50_000" in code
+    monkeypatch.chdir(tmp_path)
+    trained(call, ["train_cifar.py", "--data", "shapes", "--batch-size", "4", "--score-every", "0"],
+            "runs/cifar-wgan-gp", 1)
+    exec(code.replace("50_000", "120"), {})
+    x = np.load("samples.npy")
+    assert x.shape == (120, 3, 32, 32) and x.dtype == np.uint8 and x.std() > 5
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []

@@ -210,7 +210,7 @@ def test_a_critic_step_is_lines_4_to_9_example_by_example():
     x, z = pair(m=7)
     opt = WGAN_GP.optimizer(D.parameters())
     torch.manual_seed(3)
-    loss, wasserstein, penalty = wgan_gp.critic_step(D, G, opt, x, z)
+    loss, wasserstein, penalty = wgan_gp.critic_step(G, D, opt, x, z)
 
     torch.manual_seed(3)
     eps = torch.rand(7, 1, dtype=torch.float64)
@@ -256,13 +256,13 @@ def test_each_step_leaves_the_other_network_alone():
     x, z = pair()
     recorded = []
     G.register_forward_hook(lambda G, z, x_tilde: recorded.append(x_tilde.requires_grad))
-    wgan_gp.critic_step(D, G, opt_D, x, z)
+    wgan_gp.critic_step(G, D, opt_D, x, z)
     assert recorded == [False]  # G's graph is not even recorded
     assert same(weights(G), before_G) and not same(weights(D), before_D)
     assert all(p.grad is None for p in G.parameters())
     opt_D.zero_grad()
     before_D = weights(D)
-    wgan_gp.generator_step(D, G, opt_G, z)
+    wgan_gp.generator_step(G, D, opt_G, z)
     assert same(weights(D), before_D) and not same(weights(G), before_G)
     assert all(p.grad is None for p in D.parameters())
 
@@ -272,7 +272,7 @@ def test_the_generator_step_goes_down_the_gradient_of_minus_the_mean_score():
     z, before = pair()[0], weights(G)
     score = D(G(z)).mean()
     expected = torch.autograd.grad(-score, list(G.parameters()))
-    loss = wgan_gp.generator_step(D, G, torch.optim.SGD(G.parameters(), lr=1.0), z)
+    loss = wgan_gp.generator_step(G, D, torch.optim.SGD(G.parameters(), lr=1.0), z)
     assert loss.item() == pytest.approx(-score.item(), rel=1e-12)
     for old, new, g in zip(before, weights(G), expected):
         torch.testing.assert_close(new, old - g, atol=1e-14, rtol=0)
@@ -284,7 +284,7 @@ def test_clipping_after_every_critic_step_and_of_every_parameter():
     D, G = models.cifar_critic(dim=4, norm="batch"), models.cifar_generator(dim=4)
     opt = method.optimizer(D.parameters())
     for _ in range(3):
-        wgan_gp.critic_step(D, G, opt, torch.randn(4, 3, 32, 32), torch.randn(4, 128), method=method)
+        wgan_gp.critic_step(G, D, opt, torch.randn(4, 3, 32, 32), torch.randn(4, 128), method=method)
         assert all(p.abs().max() <= 0.01 for p in D.parameters())  # batch norm's gains, which start at 1, included
     gains = [m.weight for m in D if isinstance(m, nn.BatchNorm2d)]
     assert len(gains) == 2 and all(g.max() == torch.tensor(0.01) for g in gains)
@@ -380,11 +380,11 @@ def test_further_terms_train_their_own_network_only():
     real = D(x).mean().item()
     before = weights(G)
     torch.manual_seed(0)
-    loss, wasserstein, penalty = wgan_gp.critic_step(D, G, opt_D, x, z, method=method)
+    loss, wasserstein, penalty = wgan_gp.critic_step(G, D, opt_D, x, z, method=method)
     assert loss.item() == pytest.approx(-wasserstein.item() + 10 * penalty.item() + 3 * real)
     assert same(weights(G), before) and plain.item() == pytest.approx(0)
     fake = D(G(z)).mean().item()
-    assert wgan_gp.generator_step(D, G, opt_G, z, method=method).item() == pytest.approx(-fake + 5)
+    assert wgan_gp.generator_step(G, D, opt_G, z, method=method).item() == pytest.approx(-fake + 5)
 
 
 def test_held_out_loss_is_the_mean_over_examples_whatever_the_batches():
@@ -393,7 +393,7 @@ def test_held_out_loss_is_the_mean_over_examples_whatever_the_batches():
     latents = lambda m: (torch.randn(m, 2).double(),)
     expected = (7 - D(x).mean() + 10 * 16).item(), (D(x).mean() - 7).item(), 16
     for cuts in ([10], [4, 6], [1, 2, 7]):
-        assert wgan_gp.held_out_loss(D, G, [(b,) for b in x.split(cuts)], latents) == pytest.approx(expected)
+        assert wgan_gp.held_out_loss(G, D, [(b,) for b in x.split(cuts)], latents) == pytest.approx(expected)
 
 
 def test_samples_come_in_whole_batches():
@@ -416,7 +416,7 @@ def train_critic(real, generated, steps, lam=10.0, lr=3e-3, dim=64, n_in=2):
     for step in range(steps):
         opt.param_groups[0]["lr"] = lr * (1 - step / steps)
         x = real(256)
-        wgan_gp.critic_step(D, lambda z, x: generated(x), opt, x, x, x, method=method)
+        wgan_gp.critic_step(lambda z, x: generated(x), D, opt, x, x, x, method=method)
     return D
 
 
