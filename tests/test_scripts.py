@@ -1,6 +1,4 @@
 """Every script through its command line, for a few iterations; interrupted, killed, resumed, and given bad input."""
-import csv
-import importlib
 import json
 import os
 import re
@@ -19,6 +17,7 @@ import data
 import inception
 import runs
 import wgan_gp
+from conftest import objects, rows, same, states
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR = ["train_cifar.py", "--data", "shapes", "--dim", "2", "--batch-size", "4", "--score-every", "0"]
@@ -35,64 +34,15 @@ SMALL = {  # name: a command that trains a small version of a script, without --
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Few shapes instead of 20,000, and the signals as before when a test is over."""
+    """Few shapes instead of 20,000."""
     draw = data.shapes
     monkeypatch.setattr(data, "shapes", lambda n, seed=0, size=32: draw(min(n, 40), seed, size))
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for s, handler in handlers.items():
-        signal.signal(s, handler)
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a script in this process as from the command line; returns (exit code, standard output, standard error)."""
-    def call(script, *flags):
-        monkeypatch.setattr("sys.argv", [str(ROOT / script), "--device", "cpu", *map(str, flags)])
-        code = 0
-        try:
-            runs.main(importlib.import_module(script.removesuffix(".py")).main)
-        except SystemExit as leave:
-            code = leave.code or 0
-        return code, *capsys.readouterr()
-    return call
 
 
 def trained(call, command, out, iterations, *flags):
     code, stdout, stderr = call(*command, "--iterations", iterations, "--out", out, *flags)
     assert code == 0, stderr
     return stdout, stderr
-
-
-def objects(folder):
-    """What the checkpoints below a folder hold: {path: state}."""
-    return {path.parent.name if path.parent != folder else "": torch.load(path, weights_only=True)
-            for path in sorted(folder.rglob("checkpoint.pt"))}
-
-
-def equal(a, b):
-    """Are two states of tensors, numbers, lists and dicts the same, bit for bit?"""
-    if torch.is_tensor(a):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-def weights(folder):
-    return {name: state["objects"] for name, state in objects(folder).items()}
-
-
-def losses(folder):
-    """The rows of the logs below a folder without the seconds, which differ from run to run."""
-    rows = {}
-    for path in sorted(folder.rglob("log.csv")):
-        with open(path) as file:
-            rows[path.parent.name if path.parent != folder else ""] = [
-                {k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    return rows
 
 
 # ---------------------------------------------------------------------------------------------------- each script
@@ -102,9 +52,9 @@ def test_the_same_seed_gives_the_same_run_and_the_contracts_files(call, tmp_path
     a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
     trained(call, SMALL[name], a, 3)
     trained(call, SMALL[name], b, 3)
-    assert equal(weights(a), weights(b)) and losses(a) == losses(b)
+    assert same(states(a), states(b)) and rows(a) == rows(b)
     trained(call, SMALL[name], c, 3, "--seed", "1")
-    assert not equal(weights(a), weights(c))
+    assert not same(states(a), states(c))
     for folder in {path.parent for path in a.rglob("log.csv")}:
         log = runs.read_log(folder)
         assert list(log)[:6] == runs.Run.COLUMNS and log["iteration"].tolist() == [1, 2, 3]
@@ -112,8 +62,7 @@ def test_the_same_seed_gives_the_same_run_and_the_contracts_files(call, tmp_path
         config = json.loads((folder / "config.json").read_text())
         assert config["script"] == SMALL[name][0] and config["flags"]["iterations"] == 3
         assert Image.open(folder / "curves.png").width > 500
-        states = [state["iteration"] for state in objects(folder).values()]
-        assert states == [3]
+        assert [held["iteration"] for held in objects(folder).values()] == [3]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -131,7 +80,7 @@ def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_pa
         code, _, stderr = call(*SMALL[name], "--iterations", 5, "--out", cut)
     assert code == 130 and "saved iteration 2" in stderr and "--resume" in stderr
     trained(call, SMALL[name], cut, 5, "--resume")
-    assert equal(weights(whole), weights(cut)) and losses(whole) == losses(cut)
+    assert same(states(whole), states(cut)) and rows(whole) == rows(cut)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -159,7 +108,7 @@ def test_killed_at_random_moments_and_resumed_is_the_undisturbed_run(tmp_path, k
     assert killed >= kills / 2
     process = start(cut, "--resume")
     assert process.wait() == 0, process.stderr.read()
-    assert equal(weights(tmp_path / "whole"), weights(cut)) and losses(tmp_path / "whole") == losses(cut)
+    assert same(states(tmp_path / "whole"), states(cut)) and rows(tmp_path / "whole") == rows(cut)
 
 
 # ------------------------------------------------------------------------------------------------------- train_toy
@@ -240,7 +189,7 @@ def test_scores_are_logged_and_disturb_nothing(call, tmp_path, pretend_inception
     assert log["samples_scored"][[1, 3]].tolist() == [30, 30]
     if name == "cifar":  # the last score is of more samples, so it has columns of its own
         assert np.isfinite(log["final_score"]).tolist() == [False] * 3 + [True] and log["final_samples"][3] == 50
-    assert equal(weights(tmp_path / "plain"), weights(tmp_path / "scored"))
+    assert same(states(tmp_path / "plain"), states(tmp_path / "scored"))
 
 
 def test_without_the_inception_weights_there_is_one_warning_and_a_training(call, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """train_language.py: n-grams and divergences against brute force, and the script through its command line."""
 import collections
-import csv
-import importlib
+import functools
 import math
 import os
 import random
@@ -14,26 +13,14 @@ from PIL import Image
 
 import runs
 import train_language as script
+from conftest import rows, same
 
 SMALL = ["--dim", "6", "--batch-size", "8", "--n-critic", "2", "--sample-every", "2", "--iterations", "5"]
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the script in this process as from the command line; returns (exit code, standard output, standard error)."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*flags):
-        monkeypatch.setattr("sys.argv", ["train_language.py", "--device", "cpu", *map(str, flags)])
-        code = 0
-        try:
-            runs.main(importlib.import_module("train_language").main)
-        except SystemExit as leave:
-            code = leave.code or 0
-        return code, *capsys.readouterr()
-    yield call
-    for s, handler in handlers.items():
-        signal.signal(s, handler)
+def call(call):
+    return functools.partial(call, "train_language.py")
 
 
 @pytest.fixture
@@ -44,22 +31,6 @@ def text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(" ".join(some.choices(words, k=8)) for _ in range(60)), encoding="utf-8")
     return path
-
-
-def same(a, b):
-    """Are two states of tensors, numbers, lists and dicts the same, bit for bit?"""
-    if torch.is_tensor(a):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def rows(folder):
-    with open(folder / "log.csv") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
 # ------------------------------------------------------------------------------------------------------ statistics

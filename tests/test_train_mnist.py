@@ -1,7 +1,6 @@
 """train_mnist.py: the subset, the curves and what is said of them, and the script through its command line."""
-import csv
+import functools
 import gzip
-import importlib
 import os
 import signal
 
@@ -15,6 +14,7 @@ import models
 import runs
 import train_mnist as script
 import wgan_gp
+from conftest import rows, same, states
 
 SMALL = ["--dim", "2", "--batch-size", "8", "--subset", "24", "--measure-every", "2", "--sample-every", "3",
          "--iterations", "5"]
@@ -37,45 +37,8 @@ def digits(tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the script in this process as from the command line; returns (exit code, standard output, standard error)."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*flags):
-        monkeypatch.setattr("sys.argv", ["train_mnist.py", "--device", "cpu", *map(str, flags)])
-        code = 0
-        try:
-            runs.main(importlib.import_module("train_mnist").main)
-        except SystemExit as leave:
-            code = leave.code or 0
-        return code, *capsys.readouterr()
-    yield call
-    for s, handler in handlers.items():
-        signal.signal(s, handler)
-
-
-def states(folder):
-    return {path.parent.name: torch.load(path, weights_only=True)["objects"] for path in folder.rglob("checkpoint.pt")}
-
-
-def same(a, b):
-    """Are two states of tensors, numbers, lists and dicts the same, bit for bit?"""
-    if torch.is_tensor(a):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def rows(folder):
-    """The logs below a folder, without the seconds."""
-    found = {}
-    for path in folder.rglob("log.csv"):
-        with open(path) as file:
-            found[path.parent.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    return found
+def call(call):
+    return functools.partial(call, "train_mnist.py")
 
 
 # -------------------------------------------------------------------------------------------- the subset, the curves

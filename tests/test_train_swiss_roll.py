@@ -1,6 +1,6 @@
 """train_swiss_roll.py: its measurements against other ways to compute them, and the script through its command line."""
 import csv
-import importlib
+import functools
 import os
 import signal
 
@@ -12,50 +12,14 @@ from PIL import Image
 import models
 import runs
 import train_swiss_roll as script
+from conftest import rows, same, states
 
 SMALL = ["--dim", "8", "--depth", "3", "--batch-size", "16", "--measure-every", "2", "--iterations", "4"]
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the script in this process as from the command line; returns (exit code, standard output, standard error)."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*flags):
-        monkeypatch.setattr("sys.argv", ["train_swiss_roll.py", "--device", "cpu", *map(str, flags)])
-        code = 0
-        try:
-            runs.main(importlib.import_module("train_swiss_roll").main)
-        except SystemExit as leave:
-            code = leave.code or 0
-        return code, *capsys.readouterr()
-    yield call
-    for s, handler in handlers.items():
-        signal.signal(s, handler)
-
-
-def states(folder):
-    return {path.parent.name: torch.load(path, weights_only=True)["objects"] for path in folder.rglob("checkpoint.pt")}
-
-
-def same(a, b):
-    """Are two states of tensors, numbers, lists and dicts the same, bit for bit?"""
-    if torch.is_tensor(a):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def rows(folder):
-    """The logs below a folder, without the seconds."""
-    found = {}
-    for path in folder.rglob("log.csv"):
-        with open(path) as file:
-            found[path.parent.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    return found
+def call(call):
+    return functools.partial(call, "train_swiss_roll.py")
 
 
 # ---------------------------------------------------------------------------------------------------- measurements

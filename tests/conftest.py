@@ -1,0 +1,65 @@
+"""What the tests of the scripts share: calling one, and comparing what two runs left behind."""
+import csv
+import importlib
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import runs
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(script, *flags) runs a script in this process as from the command line; it returns (exit code, standard
+    output, standard error). The signals are as before when the test is over."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(script, *flags):
+        path = Path(__file__).resolve().parent.parent / script
+        monkeypatch.setattr("sys.argv", [str(path), "--device", "cpu", *map(str, flags)])
+        code = 0
+        try:
+            runs.main(importlib.import_module(path.stem).main)
+        except SystemExit as leave:
+            code = leave.code or 0
+        return code, *capsys.readouterr()
+    yield call
+    for s, handler in handlers.items():
+        signal.signal(s, handler)
+
+
+def below(folder, name):
+    """The files of this name in a folder and below it: {name of the folder a file is in, "" for the first: path}."""
+    return {path.parent.name if path.parent != folder else "": path for path in sorted(folder.rglob(name))}
+
+
+def objects(folder):
+    """What the checkpoints below a folder hold."""
+    return {where: torch.load(path, weights_only=True) for where, path in below(folder, "checkpoint.pt").items()}
+
+
+def states(folder):
+    """The states of networks and optimisers in the checkpoints below a folder."""
+    return {where: held["objects"] for where, held in objects(folder).items()}
+
+
+def rows(folder):
+    """The rows of the logs below a folder without the seconds, which differ from run to run."""
+    found = {}
+    for where, path in below(folder, "log.csv").items():
+        with open(path) as file:
+            found[where] = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+    return found
+
+
+def same(a, b):
+    """Are two states of tensors, numbers, lists and dicts the same, bit for bit?"""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
