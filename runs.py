@@ -482,7 +482,7 @@ def _ticks(low, high, most, log=False):
         return ticks, [f"10^{tick}" for tick in ticks.astype(int)]
     power = math.floor(math.log10(max(abs(low), abs(high))) + 1e-9)
     power, end = (3, "k") if 4 <= power < 6 else (6, "M") if 6 <= power < 9 else (power, f"e{power}")
-    if -4 < power < 3 or step < 10.0 ** (power - 2):
+    if (-4 < power < 4 and end not in ("k", "M")) or step < 10.0 ** (power - 2):
         power, end = 0, ""
     places = max(0, power - math.floor(math.log10(step) + 1e-9))
     return ticks, ["0" if abs(t) < step / 2 else f"{t / 10.0 ** power:.{places}f}{end}" for t in ticks]

@@ -117,6 +117,8 @@ def draw_figure(folder):
     for column, title, log_y in [("inception_score", "Inception score", False),
                                  ("wasserstein", "mean D(x) - mean D(G(z))", True)]:
         measured = {label: np.isfinite(log[column]) for label, log in logs.items()}
+        if not any(there.any() for there in measured.values()):
+            continue  # trained without the Inception weights
         over = lambda x, scale: {label: (log[x][measured[label]] * scale, log[column][measured[label]])
                                  for label, log in logs.items()}
         rows.append([runs.line_chart(over("iteration", 1), title, "generator iterations", log_y=log_y),
