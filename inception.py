@@ -562,6 +562,7 @@ def cifar_train(data_dir="data"):
 # 7. The command
 
 def positive(text):
+    """An argparse type: a whole number of at least 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"need a whole number of at least 1, not {text!r}")
     return int(text)
