@@ -264,7 +264,7 @@ def test_conditional_needs_labels(call, tmp_path):
     (["train_cifar.py", "--method", "vae"], 2, "--method"),
     (["train_cifar.py", "--method", "wgan", "--beta1", "0.5"], 2, "uses RMSProp"),
     (["train_cifar.py", "--dim", "0"], 2, "--dim"),
-    (["train_cifar.py", "--data", "shapes", "--batch-size", "4", "--resume"], 2, "there is no checkpoint"),
+    ([*CIFAR, "--resume"], 2, "there is no checkpoint"),
     (["train_toy.py", "--data", "9gaussians"], 2, "choose 8gaussians, 25gaussians, swissroll"),
     (["train_toy.py", "--beta1", "1"], 2, "--beta1"),
     (["train_toy.py", "--clip", "0"], 2, "--clip"),
