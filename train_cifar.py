@@ -52,7 +52,7 @@ def parse():
                         help="samples scored after the last iteration (default 50000)")
     parser.add_argument("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
     args = parser.parse_args()
-    if args.beta1 is not None and "rmsprop" in f"{wgan_gp.METHODS[args.method].optimizer.func}".lower():
+    if args.beta1 is not None and "betas" not in wgan_gp.METHODS[args.method].optimizer.keywords:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
     return args
 
