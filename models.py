@@ -9,6 +9,7 @@ authors' TensorFlow code; it matters for the scores:
     batch norm       always the statistics of the batch at hand, when sampling too: sample many images at a time
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -203,14 +204,16 @@ class ResidualBlock(nn.Module):
     """Norm, ReLU, 3x3, norm, ReLU, 3x3, and a shortcut (Appendix F: "pre-activation residual blocks").
 
     resample="up": nearest neighbour before the first convolution, as released (Appendix F says the second); the
-    shortcut up-samples, then convolves 1x1. "down": mean pooling after the second; the shortcut convolves, then
-    pools. None: the same size, and at the same width the shortcut is the identity.
+    shortcut up-samples, then convolves 1x1. "down": mean pooling after the second, which alone changes the width; the
+    shortcut convolves, then pools (the mean of a 1x1 convolution is that of the mean). None: the same size, and at the
+    same width the shortcut is the identity. bias: has the first convolution one? (Not in the 64x64 networks.)
     """
 
-    def __init__(self, n_in, n_out, resample=None, norm=no_norm):
+    def __init__(self, n_in, n_out, resample=None, norm=no_norm, bias=True):
         super().__init__()
-        self.norm1, self.conv1 = norm(n_in), Conv2d(n_in, n_out, 3)
-        self.norm2, self.conv2 = norm(n_out), Conv2d(n_out, n_out, 3)
+        middle = n_in if resample == "down" else n_out
+        self.norm1, self.conv1 = norm(n_in), Conv2d(n_in, middle, 3, bias=bias)
+        self.norm2, self.conv2 = norm(middle), Conv2d(middle, n_out, 3)
         self.shortcut = Conv2d(n_in, n_out, 1, glorot=True) if resample or n_in != n_out else nn.Identity()
         self.before = upsample if resample == "up" else nn.Identity()
         self.after = downsample if resample == "down" else nn.Identity()
@@ -271,6 +274,147 @@ class CifarResNetCritic(nn.Module):
 
     def classify(self, x):
         return self.label(self.features(x))
+
+
+# ------------------------------------------------------------- LSUN, 64x64 and 128x128: Figures 2 and 4, Section 5.2
+
+class Gate(nn.Module):
+    """The gated multiplicative nonlinearity (van den Oord et al. [24]), sigmoid(a) * tanh(b), of the even channels a
+    and the odd channels b: half as many channels come out."""
+
+    def forward(self, x):
+        return torch.sigmoid(x[:, ::2]) * torch.tanh(x[:, 1::2])
+
+
+def start_at(deviation, network):
+    """`network`, with the weights of its convolutions and linear layers drawn anew, of this deviation."""
+    for layer in network:
+        if isinstance(layer, (Linear, Conv2d, Deconv2d)):
+            uniform_(layer.weight, deviation)
+    return network
+
+
+def dcgan64_generator(dim=64, nonlinearity=nn.ReLU, norm=batch_norm, widths=(8, 4, 2, 1), deviation=0.02):
+    """z (m, 128) to images (m, 3, 64, 64) in [-1, 1]: four transposed convolutions from widths[0] * dim channels, 4x4.
+
+    deviation: of the first weights, as in DCGAN (Radford et al. [22]); None: the layers' own.
+    """
+    n = 2 if nonlinearity is Gate else 1  # channels that become one
+    widths = [width * dim for width in widths]
+    layers = [Linear(LATENT, 4 * 4 * n * widths[0]), nn.Unflatten(1, (-1, 4, 4)), norm(n * widths[0]), nonlinearity()]
+    for n_in, n_out in zip(widths, widths[1:]):  # 8, 16, 32 pixels a side
+        layers += [Deconv2d(n_in, n * n_out, 5), norm(n * n_out), nonlinearity()]
+    network = nn.Sequential(*layers, Deconv2d(widths[-1], 3, 5), nn.Tanh())
+    return start_at(deviation, network) if deviation else network
+
+
+def dcgan64_critic(dim=64, norm="layer", nonlinearity=LeakyReLU, deviation=0.02):
+    """Images (m, 3, 64, 64) to scores (m,): four convolutions, all but the first normalised (norm: see critic_norm)."""
+    n = 2 if nonlinearity is Gate else 1
+    layers = [Conv2d(3, n * dim, 5, stride=2), nonlinearity()]
+    for n_in, n_out in [(dim, 2 * dim), (2 * dim, 4 * dim), (4 * dim, 8 * dim)]:  # 16, 8, 4 pixels a side
+        layers += [Conv2d(n_in, n * n_out, 5, stride=2), critic_norm(norm, n * n_out), nonlinearity()]
+    network = nn.Sequential(*layers, nn.Flatten(), Linear(4 * 4 * 8 * dim, 1), nn.Flatten(0))
+    return start_at(deviation, network) if deviation else network
+
+
+def mlp64_generator(dim=64):
+    """z (m, 128) to images (m, 3, 64, 64) in [-1, 1]: "4-layer 512-dim ReLU MLP", so 8 * dim units a layer."""
+    return nn.Sequential(mlp(LATENT, 3 * 64 * 64, 8 * dim, depth=4), nn.Unflatten(1, (3, 64, 64)), nn.Tanh())
+
+
+def resnet_generator(dim=64, size=64):
+    """z (m, 128) to images (m, 3, size, size) in [-1, 1]; size 64, the network of the authors' code, or 128 (Figure 4),
+    which has one block more at 8 * dim channels: how the authors reached 128 is not published."""
+    widths = [8 * dim] * (size // 64) + [8 * dim, 4 * dim, 2 * dim, dim]
+    return nn.Sequential(
+        Linear(LATENT, 4 * 4 * 8 * dim), nn.Unflatten(1, (-1, 4, 4)),
+        *[ResidualBlock(n_in, n_out, "up", batch_norm, bias=False) for n_in, n_out in zip(widths, widths[1:])],
+        batch_norm(dim), nn.ReLU(), Conv2d(dim, 3, 3), nn.Tanh())
+
+
+def resnet_critic(dim=64, norm="layer", size=64):
+    """Images (m, 3, size, size) to scores (m,): resnet_generator's mirror image. norm: see critic_norm."""
+    widths = [dim, 2 * dim, 4 * dim, 8 * dim] + [8 * dim] * (size // 64)
+    return nn.Sequential(
+        Conv2d(3, dim, 3, glorot=True),
+        *[ResidualBlock(n_in, n_out, "down", partial(critic_norm, norm), bias=False)
+          for n_in, n_out in zip(widths, widths[1:])],
+        nn.Flatten(), Linear(4 * 4 * 8 * dim, 1), nn.Flatten(0))
+
+
+class Bottleneck(nn.Module):
+    """Shortcut + .3 norm(1x1(ReLU(3x3(ReLU(1x1(ReLU(x))))))), the 3x3 at half the channels; it also resamples.
+
+    The shortcut is the identity, or where the size changes a 1x1 convolution: of stride 2 down; up, to four times the
+    channels, which then become 2 x 2 pixels.
+    """
+
+    def __init__(self, n_in, n_out, resample=None, norm=batch_norm):
+        super().__init__()
+        half_in, half_out = n_in // 2, n_out // 2
+        self.shortcut = nn.Identity()
+        if resample == "up":
+            middle = Deconv2d(half_in, half_out, 3)
+            self.shortcut = nn.Sequential(Conv2d(n_in, 4 * n_out, 1, glorot=True), nn.PixelShuffle(2))
+        elif resample == "down":
+            middle = Conv2d(half_in, half_out, 3, stride=2)
+            self.shortcut = Conv2d(n_in, n_out, 1, stride=2, glorot=True)
+        else:
+            middle = Conv2d(half_in, half_out, 3)
+        self.layers = nn.Sequential(nn.ReLU(), Conv2d(n_in, half_in, 1), nn.ReLU(), middle,
+                                    nn.ReLU(), Conv2d(half_out, n_out, 1, bias=False), norm(n_out))
+
+    def forward(self, x):
+        return self.shortcut(x) + 0.3 * self.layers(x)
+
+
+class Scale(nn.Module):
+    """x times a number."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return self.by * x
+
+
+def resnet101_generator(dim=64):
+    """z (m, 128) to images (m, 3, 64, 64) in [-1, 1]: 33 bottlenecks of 3 layers, a linear layer before, a 1x1 after."""
+    blocks, n = [], 8 * dim
+    for _ in range(4):  # 4, 8, 16, 32 pixels a side
+        blocks += [Bottleneck(n, n) for _ in range(6)] + [Bottleneck(n, n // 2, "up")]
+        n //= 2
+    blocks += [Bottleneck(n, n) for _ in range(5)]
+    return nn.Sequential(Linear(LATENT, 4 * 4 * 8 * dim), nn.Unflatten(1, (-1, 4, 4)), *blocks,
+                         Conv2d(n, 3, 1, glorot=True), Scale(1 / 5), nn.Tanh())
+
+
+def resnet101_critic(dim=64, norm="layer"):
+    """Images (m, 3, 64, 64) to scores (m,): resnet101_generator's mirror image. norm: see critic_norm."""
+    norm, n = partial(critic_norm, norm), dim // 2
+    blocks = [Bottleneck(n, n, norm=norm) for _ in range(5)]
+    for _ in range(4):  # to 32, 16, 8, 4 pixels a side
+        blocks += [Bottleneck(n, 2 * n, "down", norm)] + [Bottleneck(2 * n, 2 * n, norm=norm) for _ in range(6)]
+        n *= 2
+    return nn.Sequential(Conv2d(3, dim // 2, 1, glorot=True), *blocks,
+                         nn.Flatten(), Linear(4 * 4 * 8 * dim, 1), Scale(1 / 5), nn.Flatten(0))
+
+
+# Figure 2's rows, G(dim) and D(dim, norm): six are the DCGAN pair with something changed. Where D is normalised, norm is
+# "layer" under WGAN-GP and "batch" otherwise (Section 5.2). Last, the pair of Figure 4, which is no row of Figure 2.
+LSUN = {
+    "dcgan": (dcgan64_generator, dcgan64_critic),
+    "constant-filters": (partial(dcgan64_generator, norm=no_norm, widths=(1, 1, 1, 1), deviation=None), dcgan64_critic),
+    "mlp": (mlp64_generator, dcgan64_critic),
+    "no-norm": (partial(dcgan64_generator, norm=no_norm), lambda dim, norm: dcgan64_critic(dim, norm=None)),
+    "gated": (partial(dcgan64_generator, nonlinearity=Gate, deviation=None),
+              partial(dcgan64_critic, nonlinearity=Gate, deviation=None)),
+    "tanh": (partial(dcgan64_generator, nonlinearity=nn.Tanh), partial(dcgan64_critic, nonlinearity=nn.Tanh)),
+    "resnet101": (resnet101_generator, resnet101_critic),
+    "resnet": (resnet_generator, resnet_critic),
+}
 
 
 # --------------------------------------------------------------------------- language model: Table 4, Section 5.5

@@ -249,6 +249,161 @@ def test_conditional_batch_norm_shares_statistics_and_looks_up_gain_and_bias():
     torch.testing.assert_close(norm(x, y), expected)
 
 
+def layers(network, *kinds):
+    return [m for m in network.modules() if isinstance(m, kinds)]
+
+
+K = 25  # weights of a 5x5 kernel
+
+
+def test_64x64_dcgan():
+    G, D = models.dcgan64_generator(64), models.dcgan64_critic(64)
+    assert shapes(G, torch.randn(2, 128)) == [(8192,), (256, 8, 8), (128, 16, 16), (64, 32, 32), (3, 64, 64)]
+    assert shapes(D, torch.randn(2, 3, 64, 64)) == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (1,)]
+    convolutions = (512 * 256 + 256 * 128 + 128 * 64) * K
+    assert count(G) == 128 * 8192 + 8192 + convolutions + 64 * 3 * K + (256 + 128 + 64 + 3) + 2 * (512 + 256 + 128 + 64)
+    assert count(D) == 3 * 64 * K + convolutions + (64 + 128 + 256 + 512) + 2 * (128 + 256 + 512) + 8192 + 1
+    assert [m.num_features for m in layers(G, nn.BatchNorm2d)] == [512, 256, 128, 64]  # the first per channel, not per unit
+    assert D(G(torch.randn(2, 128))).shape == (2,)
+
+
+def test_constant_filters_have_no_norm_and_the_same_width_everywhere():
+    G = models.LSUN["constant-filters"][0](64)
+    assert shapes(G, torch.randn(2, 128)) == [(1024,), (64, 8, 8), (64, 16, 16), (64, 32, 32), (3, 64, 64)]
+    assert count(G) == 128 * 1024 + 1024 + 3 * (64 * 64 * K + 64) + 64 * 3 * K + 3
+
+
+def test_64x64_mlp_generator_is_four_layers_of_512():
+    G = models.mlp64_generator()
+    assert shapes(G, torch.randn(2, 128)) == [(512,)] * 4 + [(3 * 64 * 64,)]
+    assert len(layers(G, nn.ReLU)) == 4 and G(torch.randn(2, 128)).shape == (2, 3, 64, 64)
+    assert count(G) == 128 * 512 + 512 + 3 * (512 * 512 + 512) + 512 * 12288 + 12288
+
+
+def test_a_gate_multiplies_even_and_odd_channels():
+    x = torch.randn(2, 6, 3, 3)
+    expected = torch.stack([torch.sigmoid(x[:, i]) * torch.tanh(x[:, i + 1]) for i in (0, 2, 4)], dim=1)
+    torch.testing.assert_close(models.Gate()(x), expected)
+
+
+def test_gated_networks_are_twice_as_wide_before_each_gate():
+    (make_G, make_D), plain_G, plain_D = models.LSUN["gated"], models.dcgan64_generator(8), models.dcgan64_critic(8)
+    G, D = make_G(8), make_D(8, norm="batch")
+    for gated, plain, x in [(G, plain_G, torch.randn(2, 128)), (D, plain_D, torch.randn(2, 3, 64, 64))]:
+        doubled = [(2 * channels, *side) for channels, *side in shapes(plain, x)[:-1]] + shapes(plain, x)[-1:]
+        assert shapes(gated, x) == doubled and len(layers(gated, models.Gate)) == 4
+    assert [m.num_features for m in layers(D, nn.BatchNorm2d)] == [32, 64, 128]  # not after the first
+    assert not layers(G, nn.ReLU) + layers(D, models.LeakyReLU)
+
+
+@pytest.mark.parametrize("norm, kind", [("batch", nn.BatchNorm2d), ("layer", nn.GroupNorm)])
+def test_which_64x64_critics_are_normalised_and_how(norm, kind):
+    """"We replace any batch normalization in the discriminator with layer normalization" (Section 5.2)."""
+    for name, (make_G, make_D) in models.LSUN.items():
+        norms = layers(make_D(8, norm=norm), nn.BatchNorm2d, nn.GroupNorm)
+        assert all(isinstance(m, kind) for m in norms)
+        assert len(norms) == {"no-norm": 0, "resnet101": 33, "resnet": 8}.get(name, 3)
+        assert len(layers(make_G(8), nn.BatchNorm2d)) == {
+            "no-norm": 0, "constant-filters": 0, "mlp": 0, "resnet101": 33, "resnet": 9}.get(name, 4)
+
+
+def test_tanh_is_the_only_nonlinearity_of_the_tanh_networks():
+    G, D = models.LSUN["tanh"][0](8), models.LSUN["tanh"][1](8, norm="layer")
+    assert len(layers(G, nn.Tanh)) == 5 and len(layers(D, nn.Tanh)) == 4
+    assert not layers(G, nn.ReLU) + layers(D, models.LeakyReLU)
+
+
+def test_64x64_initialisation():
+    torch.manual_seed(0)
+    for name in ("dcgan", "no-norm", "tanh"):
+        for network in (models.LSUN[name][0](16), models.LSUN[name][1](16, norm="layer")):
+            for layer in layers(network, nn.Linear, nn.Conv2d, nn.ConvTranspose2d):
+                assert_uniform(layer.weight, 0.02)
+                assert layer.bias.abs().max() == 0
+    G, D = models.LSUN["gated"][0](16), models.LSUN["gated"][1](16, norm="layer")
+    assert_uniform(G[0].weight, math.sqrt(2 / (128 + 4 * 4 * 256)))
+    assert_uniform(layers(G, nn.ConvTranspose2d)[0].weight, math.sqrt(4 / (128 * K / 4 + 128 * K)))
+    assert_uniform(layers(D, nn.Conv2d)[1].weight, math.sqrt(4 / (16 * K + 64 * K / 4)))
+    G = models.LSUN["constant-filters"][0](16)
+    assert_uniform(layers(G, nn.ConvTranspose2d)[1].weight, math.sqrt(4 / (16 * K / 4 + 16 * K)))
+    linear = layers(models.mlp64_generator(16), nn.Linear)
+    assert_uniform(linear[1].weight, math.sqrt(2 / 128))
+    assert_uniform(linear[4].weight, math.sqrt(2 / (128 + 12288)))
+    G, D = models.resnet_generator(16), models.resnet_critic(16)
+    assert_uniform(D[0].weight, math.sqrt(2 / (9 * (3 + 16))))
+    assert_uniform(G[-2].weight, math.sqrt(4 / (9 * (3 + 16))))
+    assert_uniform(D[2].shortcut.weight, math.sqrt(2 / (32 + 64)))
+    G, D = models.resnet101_generator(16), models.resnet101_critic(16)
+    assert_uniform(D[0].weight, math.sqrt(2 / (3 + 8)))
+    assert_uniform(G[-3].weight, math.sqrt(2 / (3 + 8)))
+    up, down = G[8], D[6]
+    assert_uniform(up.shortcut[0].weight, math.sqrt(2 / (128 + 4 * 64)))
+    assert_uniform(down.shortcut.weight, math.sqrt(2 / (8 + 16 / 4)))
+    assert_uniform(up.layers[3].weight, math.sqrt(4 / (64 * 9 / 4 + 32 * 9)))
+
+
+def test_residual_networks_of_64_and_128_pixels():
+    G, D = models.resnet_generator(64), models.resnet_critic(64)
+    block = lambda n_in, middle, n_out, norms: (n_in * middle * 9 + middle * n_out * 9 + n_out  # no bias in the first
+                                                + n_in * n_out + n_out + 2 * norms)
+    assert [count(b) for b in layers(G, models.ResidualBlock)] == [
+        block(n_in, n_out, n_out, n_in + n_out) for n_in, n_out in [(512, 512), (512, 256), (256, 128), (128, 64)]]
+    assert [count(b) for b in layers(D, models.ResidualBlock)] == [
+        block(n_in, n_in, n_out, 2 * n_in) for n_in, n_out in [(64, 128), (128, 256), (256, 512), (512, 512)]]
+    assert count(G) - sum(map(count, layers(G, models.ResidualBlock))) == 128 * 8192 + 8192 + 2 * 64 + 64 * 3 * 9 + 3
+    assert count(D) - sum(map(count, layers(D, models.ResidualBlock))) == 3 * 64 * 9 + 64 + 8192 + 1
+    G2, D2 = models.resnet_generator(64, size=128), models.resnet_critic(64, size=128)
+    assert count(G2) - count(G) == block(512, 512, 512, 1024) == count(D2) - count(D)  # one block more at 8d
+    for size in (64, 128):
+        x = models.resnet_generator(4, size=size)(torch.randn(2, 128))
+        assert x.shape == (2, 3, size, size) and x.abs().max() <= 1
+        seen, D = [], models.resnet_critic(4, size=size)
+        for b in layers(D, models.ResidualBlock):
+            b.register_forward_hook(lambda m, i, o: seen.append(o.shape[2]))
+        assert D(x).shape == (2,) and seen == [64, 32, 16, 8, 4][-len(seen):]
+
+
+def test_101_layers_on_the_way_through_each_network_of_the_101_layer_resnet():
+    for network in (models.resnet101_generator(8), models.resnet101_critic(8)):
+        on_the_way = [name for name, m in network.named_modules() if "shortcut" not in name
+                      and isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+        assert len(on_the_way) == 101 and len(layers(network, models.Bottleneck)) == 33
+
+
+def test_the_101_layer_resnet_by_resolution():
+    G, D = models.resnet101_generator(8), models.resnet101_critic(8)
+    seen = []
+    for block in layers(G, models.Bottleneck) + layers(D, models.Bottleneck):
+        block.register_forward_hook(lambda m, i, o: seen.append(tuple(o.shape[1:])))
+    D(G(torch.randn(2, 128)))
+    up = ([(64, 4, 4)] * 6 + [(32, 8, 8)] * 7 + [(16, 16, 16)] * 7 + [(8, 32, 32)] * 7 + [(4, 64, 64)] * 6)
+    down = [(4, 64, 64)] * 5 + [(8, 32, 32)] * 7 + [(16, 16, 16)] * 7 + [(32, 8, 8)] * 7 + [(64, 4, 4)] * 7
+    assert seen == up + down
+    assert isinstance(G[-1], nn.Tanh) and G[-2].by == D[-2].by == 1 / 5
+    equal = 64 * 32 + 32 + 32 * 32 * 9 + 32 + 32 * 64 + 2 * 64
+    assert count(G[2]) == equal
+    assert count(G[8]) == (64 * 32 + 32) + (32 * 16 * 9 + 16) + 16 * 32 + 2 * 32 + (64 * 4 * 32 + 4 * 32)
+    assert count(D[6]) == (4 * 2 + 2) + (2 * 4 * 9 + 4) + 4 * 8 + 2 * 8 + (4 * 8 + 8)
+
+
+def test_a_bottleneck_by_its_definition():
+    torch.manual_seed(0)
+    relu, x = torch.relu, torch.randn(3, 8, 6, 6)
+    for resample, n_out, side in [(None, 8, 6), ("up", 4, 12), ("down", 16, 3)]:
+        b = models.Bottleneck(8, n_out, resample)
+        _, conv1, _, conv2, _, conv3, norm = b.layers
+        assert conv3.bias is None and conv1.out_channels == 4 and conv2.out_channels == n_out // 2
+        shortcut = x
+        if resample == "down":  # every second pixel
+            w = b.shortcut.weight[:, :, 0, 0]
+            shortcut = torch.einsum("oi,mihw->mohw", w, x[:, :, ::2, ::2])
+        if resample == "up":  # four channels become 2 x 2 pixels
+            four = b.shortcut[0](x).unflatten(1, (n_out, 2, 2))
+            shortcut = four.permute(0, 1, 4, 2, 5, 3).reshape(3, n_out, 12, 12)
+        torch.testing.assert_close(b(x), shortcut + 0.3 * norm(conv3(relu(conv2(relu(conv1(relu(x))))))))
+        assert b(x).shape == (3, n_out, side, side)
+
+
 def test_language_networks():
     G, D = models.language_generator(40, 32, 512), models.language_critic(40, 32, 512)
     x = G(torch.randn(3, 128))

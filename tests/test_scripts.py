@@ -29,6 +29,9 @@ SMALL = {  # name: a command that trains a small version of a script, without --
                      "--generator-batch", "6", "--score-every", "0"],
     "cifar resnet, conditional": ["train_cifar_resnet.py", "--conditional", "--data", "shapes", "--dim", "2",
                                   "--batch-size", "4", "--generator-batch", "6", "--score-every", "0"],
+    "lsun": ["train_lsun.py", "--data", "shapes", "--dim", "4", "--batch-size", "4"],
+    "lsun, clipping": ["train_lsun.py", "--architecture", "resnet101", "--method", "wgan", "--data", "shapes", "--dim", "4",
+                       "--batch-size", "4"],
 }
 
 

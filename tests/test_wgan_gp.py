@@ -134,6 +134,35 @@ def test_second_derivatives_against_finite_differences(name, one_sided):
     assert compared >= 3  # the comparison was not of zeros
 
 
+@pytest.mark.parametrize("architecture", models.LSUN)
+def test_second_derivatives_of_the_64x64_critics(architecture):
+    """The same, with all parameters moved at once: the 101-layer critic has 238 tensors."""
+    torch.manual_seed(1)
+    D = models.LSUN[architecture][1](4, norm="layer").double()
+    with torch.no_grad():
+        for p in D.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    x, x_tilde = pair(m=3, shape=(3, 64, 64))
+
+    def penalty():
+        torch.manual_seed(2)
+        return gradient_penalty(D, x, x_tilde)
+    weights = list(D.parameters())
+    gradients = torch.autograd.grad(penalty(), weights, allow_unused=True)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        directions = [torch.randn_like(p) for p in weights]
+        expected = sum((g * d).sum().item() for g, d in zip(gradients, directions) if g is not None)
+        h, moved = 1e-8, []
+        for sign in (1, -2):
+            with torch.no_grad():
+                [p.add_(sign * h * d) for p, d in zip(weights, directions)]
+            moved.append(penalty().item())
+        with torch.no_grad():
+            [p.add_(h * d) for p, d in zip(weights, directions)]
+        assert (moved[0] - moved[1]) / (2 * h) == pytest.approx(expected, rel=1e-4)
+
+
 def test_batch_norm_breaks_the_premise_of_the_penalty_and_layer_norm_does_not():
     """Section 4, "No critic batch normalization": D must map one input to one output, dD(x_i)/dx_j = 0."""
     for norm, tied in [(None, False), ("layer", False), ("batch", True)]:

@@ -1,0 +1,206 @@
+"""Figures 2, 4 and 5(a), Section 5.2, Appendix E: seven architectures and four methods on LSUN's bedrooms.
+
+    python train_lsun.py                              WGAN-GP on the baseline, DCGAN; images in data/lsun
+    python train_lsun.py --architecture tanh --method lsgan     any of the 28: --help names them
+    python train_lsun.py --architecture resnet --size 128       Figure 4; at 64 the authors' own best networks
+    python train_lsun.py --data my/photos             any folder of images; or --data shapes: no download
+    python train_lsun.py --commands                   the commands of all 28 runs, one a line, for any scheduler
+    python train_lsun.py --grid                       Figure 2, and Figure 5(a) of every run, from the runs in runs/
+    python train_lsun.py --measure                    seconds per iteration and memory of each architecture
+
+200,000 iterations at batch 64, with each method's own hyperparameters (Appendix E). The paper "only succeeded in training
+every architecture with a shared set of hyperparameters using WGAN-GP", and its negative critic loss "converges toward a
+minimum". How to get LSUN as a folder of images is in the README. Images are cropped and resized once, into a file beside
+the run's folder, which all runs on that folder of images share. What came out here, and how short it was: results/lsun.
+"""
+import argparse
+import itertools
+import json
+import multiprocessing
+import shlex
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import data
+import models
+import runs
+import wgan_gp
+
+ROWS = {"dcgan": "Baseline (G: DCGAN, D: DCGAN)", "constant-filters": "G: no BN, constant filters; D: DCGAN",
+        "mlp": "G: 4-layer 512-dim ReLU MLP; D: DCGAN", "no-norm": "No normalization in either G or D",
+        "gated": "Gated multiplicative nonlinearities", "tanh": "tanh nonlinearities", "resnet101": "101-layer ResNet G and D"}
+COLUMNS = {"dcgan": "DCGAN", "lsgan": "LSGAN", "wgan": "WGAN (clipping)", "wgan-gp": "WGAN-GP (ours)"}
+HELD_OUT = 1_000  # at most so many held-out images are looked at
+
+
+def main():
+    args = parse()
+    if args.commands:
+        print_commands()
+    elif args.grid:
+        draw_grid(Path(args.out or "runs"))
+    elif args.measure:
+        measure_all(args)
+    else:
+        train(args)
+
+
+def parse():
+    parser = runs.flags(__doc__, data="data/lsun", iterations=200_000, batch_size=64)
+    parser.add_argument("--architecture", choices=models.LSUN, default="dcgan", help="the networks (Section 5.2; Figure 2's rows)")
+    parser.add_argument("--method", choices=COLUMNS, default="wgan-gp", help="the training method (Figure 2's columns)")
+    parser.add_argument("--size", type=int, choices=[64, 128], default=64, help="pixels a side (128: resnet alone)")
+    parser.add_argument("--dim", type=runs.whole(4), default=64, help="width of both networks (authors' code: 64)")
+    parser.add_argument("--beta1", type=runs.number(0, 1), help="Adam's (default .5, Appendix E; the authors' code: 0 for WGAN-GP)")
+    parser.add_argument("--sample-every", type=runs.whole(1), default=1_000, metavar="N",
+                        help="iterations between pictures, and between looks at the held-out images (default 1000)")
+    parser.add_argument("--commands", action="store_true", help="print the 28 commands, with the other flags given here")
+    parser.add_argument("--grid", action="store_true", help="draw Figures 2 and 5(a) from the runs in --out (default runs)")
+    parser.add_argument("--measure", action="store_true", help="time --iterations of each architecture under WGAN-GP")
+    args = parser.parse_args()
+    if args.size == 128 and args.architecture != "resnet":
+        parser.error(f"--size 128: {args.architecture} has 64 x 64 networks alone; choose --architecture resnet")
+    if args.architecture == "resnet101" and args.dim % 4:
+        parser.error(f"--dim {args.dim}: resnet101 has layers of a quarter of it; choose a multiple of 4")
+    if args.beta1 is not None and "betas" not in wgan_gp.METHODS[args.method].optimizer.keywords:
+        parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
+    args.beta1 = 0.5 if args.beta1 is None else args.beta1  # of both methods that have Adam (Appendix E)
+    return args
+
+
+def networks(args):
+    """The method, with Appendix E's beta1, and the generator and critic that the flags name."""
+    method = wgan_gp.METHODS[args.method]
+    if "betas" in method.optimizer.keywords:
+        betas = (args.beta1, method.optimizer.keywords["betas"][1])
+        method = method._replace(optimizer=partial(method.optimizer, betas=betas))
+    size = {"size": args.size} if args.architecture == "resnet" else {}
+    make_G, make_D = models.LSUN[args.architecture]
+    # Where D is normalised: layer norm under the penalty (Section 4), batch norm otherwise.
+    G, D = make_G(args.dim, **size), make_D(args.dim, norm="layer" if method.lam else "batch", **size)
+    return method, G.to(args.device), D.to(args.device)
+
+
+def train(args):
+    if args.data == "data/lsun" and not Path(args.data).is_dir():
+        raise runs.Mistake("there is no folder data/lsun: the README says how to export LSUN to images; or choose "
+                           "another folder of images with --data, or --data shapes")
+    name = f"{Path(args.data).name}{args.size if args.size > 64 else ''}-{args.architecture}-{args.method}"
+    out = args.out or f"runs/{name}"
+    images, _ = data.images(args.data, args.data_dir, size=args.size, cache_dir=Path(out).parent)
+    held_out, _ = data.images(args.data, args.data_dir, size=args.size, train=False, cache_dir=Path(out).parent)
+    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
+    run = runs.Run(args, out, columns=["held_out_loss", "held_out_wasserstein"])
+    method, G, D = networks(args)
+    opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
+    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    fixed_z = torch.randn(64, models.LATENT, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
+
+    start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
+    for step in wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method,
+                              iterations=args.iterations, start=start, seed=args.seed):
+        measured = {}
+        if step.iteration % args.sample_every == 0 or step.iteration == args.iterations:
+            with run.clock_stopped():
+                some = data.in_order(held_out[:HELD_OUT], args.batch_size, data.from_bytes, args.device)
+                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, some, latents, method)
+                measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
+                x_tilde = wgan_gp.sample(G, lambda m: (fixed_z,), 64, 64, convert=partial(data.to_bytes, top=255.99))
+                runs.save_png(runs.image_grid(x_tilde, columns=8), run.sample_path(step.iteration))
+        run.log(step, **measured)
+        run.checkpoint(step.iteration)
+    run.save_curves([("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),
+                     ("penalty", ["penalty"]), ("generator loss", ["generator_loss"])])
+    runs.save_png(negative_critic_loss(run.read_log(), size=(560, 360)), run.out / "figure5a.png")
+    run.finish()
+
+
+def negative_critic_loss(log, size):
+    """Figure 5(a) of one run: the negative critic loss, smoothed over a fiftieth of the run, and pale as it is."""
+    raw = log["iteration"], -log["critic_loss"]
+    smoothed = raw[0], runs.smooth(raw[1], len(raw[1]) // 50)
+    return runs.line_chart({"": smoothed}, "", "generator iterations", "negative critic loss", size=size, pale={"": raw})
+
+
+def print_commands():
+    """The commands of Figure 2's 28 runs, with the flags given here; --out is the folder that all of them are in."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--commands", action="store_true")
+    parser.add_argument("--out")
+    mine, others = parser.parse_known_args()
+    for architecture, method in itertools.product(ROWS, COLUMNS):
+        out = ["--out", f"{mine.out}/{architecture}-{method}"] if mine.out else []
+        print(shlex.join(["python", "train_lsun.py", *others, "--architecture", architecture, "--method", method, *out]))
+
+
+def draw_grid(folder):
+    """Figure 2, and Figure 5(a) of each of its cells, from the runs below `folder`; what has not been run is crossed out."""
+    found, kinds = {}, set()
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            config = json.loads(path.read_text())
+            flags = config["flags"]
+            if config["script"] != "train_lsun.py" or flags["architecture"] not in ROWS:
+                continue
+            cell = flags["architecture"], flags["method"]
+            kinds.add(f"{Path(flags['data']).name}, width {flags['dim']}, batch {flags['batch_size']}")
+        except (ValueError, KeyError, TypeError):
+            raise runs.Mistake(f"{path} is damaged: move its folder away") from None
+        if cell in found:
+            raise runs.Mistake(f"{found[cell]} and {path.parent} are both {cell[0]} with {cell[1]}: move one away")
+        found[cell] = path.parent
+    if not found:
+        raise runs.Mistake(f"no run of train_lsun.py in {folder}: train some first (--commands), or say where with --out")
+    if len(kinds) > 1:
+        raise runs.Mistake(f"the runs in {folder} do not belong in one figure ({'; '.join(sorted(kinds))}): say --out")
+    samples, curves, captions = [], [], []
+    for architecture in ROWS:
+        here = [found.get((architecture, method)) for method in COLUMNS]
+        newest = [max((run / "samples").glob("*.png"), default=None) if run else None for run in here]
+        # The first eight of the 64 samples, two rows of four.
+        samples.append([Image.open(path).crop((0, 0, 4 * 66 - 2, 2 * 66 - 2)) if path else None for path in newest])
+        captions.append([f"iteration {int(path.stem):,}" if path else "" for path in newest])
+        curves.append([negative_critic_loss(runs.read_log(run), (262, 180)) if run else None for run in here])
+    labels = dict(row_labels=list(ROWS.values()), column_labels=list(COLUMNS.values()))
+    runs.save_png(runs.beside(samples, captions, title=f"Samples ({min(kinds)})", **labels), folder / "figure2.png")
+    runs.save_png(runs.beside(curves, title=f"Negative critic loss ({min(kinds)})", **labels), folder / "figure5a.png")
+    print(f"drew {len(found)} of {len(ROWS) * len(COLUMNS)} runs: {folder / 'figure2.png'}, {folder / 'figure5a.png'}")
+
+
+def measure_all(args):
+    """A table of each architecture's weights, seconds per iteration and memory, each measured in a process of its own."""
+    print(f"WGAN-GP, width {args.dim}, batch {args.batch_size}, torch {torch.__version__}, {runs.hardware(args.device)}; "
+          f"the mean of {args.iterations} after one\n")
+    print("| architecture | pixels | weights of G | of D | s/iteration | peak memory, GB |\n|---|---|---|---|---|---|")
+    for architecture, size in [*((row, 64) for row in models.LSUN), ("resnet", 128)]:
+        args = argparse.Namespace(**{**vars(args), "architecture": architecture, "size": size, "method": "wgan-gp"})
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:
+            G, D, seconds, memory = fresh.apply(measure, [args])
+        print(f"| {architecture} | {size} | {G:,} | {D:,} | {seconds:.3g} | {memory / 1e9:.2f} |", flush=True)
+
+
+def measure(args):
+    """(weights of G, weights of D, seconds per iteration, bytes at the peak) of one architecture, on noise."""
+    method, G, D = networks(args)
+    images = torch.randint(256, (2 * args.batch_size, 3, args.size, args.size), dtype=torch.uint8)
+    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
+    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    seconds = []
+    for step in wgan_gp.train(G, D, batches, latents, method.optimizer(G.parameters()), method.optimizer(D.parameters()),
+                              method, iterations=args.iterations + 1):
+        float(step.generator_loss)  # waits for a GPU
+        seconds.append(time.perf_counter())
+    import resource  # not on Windows
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in kB
+    if args.device == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    count = lambda network: sum(w.numel() for w in network.parameters())
+    return count(G), count(D), (seconds[-1] - seconds[0]) / args.iterations, memory
+
+
+if __name__ == "__main__":
+    runs.main(main)
