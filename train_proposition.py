@@ -57,13 +57,14 @@ def rings_crowd(t, angles=20_000):
     return 1.5 * (r / ((cos - 0.25) ** 2 + (4.25 - 2 * cos) * (r * r - 0.25)).sqrt()).mean().item()
 
 
-TURN = 2 * torch.tensor([[math.cos(math.pi / 9), math.sin(math.pi / 9)], [-math.sin(math.pi / 9), math.cos(math.pi / 9)]])
+COS, SIN = math.cos(math.pi / 9), math.sin(math.pi / 9)  # of 20 degrees
+TURN = 2 * torch.tensor([[COS, SIN], [-SIN, COS]])
 PROBLEMS = {
     "rings": Problem(lambda n: circle(2 * math.pi * torch.rand(n), 0.5), lambda x_tilde: 4 * x_tilde, rings_crowd),
     "pairs": Problem(lambda n: circle(2 * math.pi / 5 * torch.randint(5, (n,)), 1.0), lambda x_tilde: x_tilde @ TURN,
                      lambda t: 1 / 5),  # of the 25 pairs that Algorithm 1 draws, 5 are coupled
-    "shift": Problem(lambda n: data.swiss_roll(n) - torch.tensor([0.5, 0.25]), lambda x_tilde: x_tilde + torch.tensor([1.0, 0.5]),
-                     lambda t: math.nan),  # no closed form
+    "shift": Problem(lambda n: data.swiss_roll(n) - torch.tensor([0.5, 0.25]),
+                     lambda x_tilde: x_tilde + torch.tensor([1.0, 0.5]), lambda t: math.nan),  # no closed form
 }
 
 
@@ -105,7 +106,8 @@ def main():
     print(f"{'problem':<9}{'method':<9}{'cosine':>8}{'norm':>9}{'(ideal)':>9}{'W':>8}{'estimate':>10}{'(ideal)':>9}")
     for (name, method), (rows, length, estimate, _) in results.items():
         cosine, norm, _, ideal = (sum(column) / len(rows) for column in list(zip(*rows))[1:])
-        print(f"{name:<9}{method:<9}{cosine:8.4f}{norm:9.4f}{ideal:9.4f}{length:8.4f}{estimate:10.4f}{ideal * length:9.4f}")
+        print(f"{name:<9}{method:<9}{cosine:8.4f}{norm:9.4f}{ideal:9.4f}"
+              f"{length:8.4f}{estimate:10.4f}{ideal * length:9.4f}")
     draw_figure(Path(args.out) / "figure.png", names, results)
 
 
@@ -122,7 +124,7 @@ def parse():
 
 
 def train(args, name, method_name):
-    """Train one critic; returns its measurements over t, the length of the lines (which is W), the estimate, a picture."""
+    """Train one critic; returns its measurements over t, the length of the lines (W), the estimate of W, a picture."""
     args, problem, method = runs.part(args, f"{name}-{method_name}"), PROBLEMS[name], wgan_gp.METHODS[method_name]
     if method.lam:
         method = method._replace(lam=args.lam, optimizer=partial(method.optimizer, lr=args.lr))
@@ -166,7 +168,8 @@ def draw_critic(D, x, x_tilde, unit, reach=2.5, side=300, finer=4):
         values = D(torch.stack([x_axis, y], -1).reshape(-1, 2)).reshape(128, 128)
     picture = runs.surface(values, (-reach, reach, -reach, reach), x[:400], x_tilde[:400], size=(side, side))
     layer = Image.new("RGBA", (side * finer, side * finer))
-    pen, pixels = ImageDraw.Draw(layer), lambda p: ((p * torch.tensor([1.0, -1.0]) + reach) / (2 * reach) * side * finer)
+    pen = ImageDraw.Draw(layer)
+    pixels = lambda points: (points * torch.tensor([1.0, -1.0]) + reach) / (2 * reach) * side * finer
     for start, end in zip(pixels(x_tilde[:24]).tolist(), pixels(x[:24]).tolist()):
         pen.line((*start, *end), "#FFFFFF90", finer)
     for t in (0.1, 0.37, 0.63, 0.9):
@@ -189,13 +192,14 @@ def draw_figure(path, names, results):
     cosines, norms = [], []
     for name in names:
         t, cosine, norm, _, ideal = zip(*results[name, "wgan-gp"][0])
-        clipped_t, clipped_cosine, clipped_norm, *_ = zip(*results[name, "wgan"][0])
+        _, clipped_cosine, clipped_norm, *_ = zip(*results[name, "wgan"][0])
         mean = sum(clipped_norm) / len(clipped_norm) or 1.0
-        cosines.append(runs.line_chart({"penalty": (t, cosine), "clipping": (clipped_t, clipped_cosine)}, "cosine",
+        cosines.append(runs.line_chart({"penalty": (t, cosine), "clipping": (t, clipped_cosine)}, "cosine",
                                        "t (0: x_tilde, 1: x)", size=(300, 240), y_range=(0.7, 1.01)))
-        norms.append(runs.line_chart({"penalty": (t, norm), "clipping / its mean": (t, [v / mean for v in clipped_norm]),
-                                      "ideal under the penalty": (t, ideal)}, "norm",
-                                     "t (0: x_tilde, 1: x)", size=(300, 240), y_range=(0.8, 1.4)))
+        curves = {"penalty": (t, norm), "clipping / its mean": (t, [n / mean for n in clipped_norm])}
+        if not math.isnan(ideal[0]):
+            curves["ideal under the penalty"] = (t, ideal)
+        norms.append(runs.line_chart(curves, "norm", "t (0: x_tilde, 1: x)", size=(300, 240), y_range=(0.8, 1.4)))
     runs.save_png(runs.beside([*rows, cosines, norms], row_labels=[*METHODS.values(), "", ""],
                               column_labels=names), path)
     print(f"drew {path}, numbers in {path.parent / 'proposition.csv'}")

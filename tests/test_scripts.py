@@ -316,7 +316,15 @@ def test_the_readmes_way_to_sample_a_saved_generator(call, tmp_path, monkeypatch
     assert x.shape == (120, 3, 32, 32) and x.dtype == np.uint8 and x.std() > 5
 
 
-def test_every_link_of_the_readme_leads_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+@pytest.mark.parametrize("page", ["README.md", "QUESTIONS.md"])
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     assert len(links) > 10
     assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+
+
+def test_every_name_in_the_questions_is_in_the_file_that_it_links_to():
+    links = re.findall(r"\[`(\w+)`\]\((\w+\.py)\)", (ROOT / "QUESTIONS.md").read_text())
+    assert len(links) > 10
+    assert [(name, file) for name, file in links
+            if not re.search(rf"^(def |class )?{name}\b", (ROOT / file).read_text(), re.M)] == []

@@ -132,7 +132,8 @@ def test_six_critics_a_figure_and_a_table(call, tmp_path):
         table = list(csv.DictReader(file))
     assert len(table) == 6 * 40
     some = [row for row in table if row["problem"] == "pairs" and row["method"] == "wgan-gp"]
-    assert [float(row["penalised_norm"]) for row in some] == pytest.approx([1 + 5 * LENGTH["pairs"] / 20] * 40, rel=1e-5)
+    ideal = 1 + 5 * LENGTH["pairs"] / 20
+    assert [float(row["penalised_norm"]) for row in some] == pytest.approx([ideal] * 40, rel=1e-5)
     printed = {tuple(line.split()[:2]): line.split()[2:] for line in stdout.splitlines()}["pairs", "wgan-gp"]
     for column, text in [("cosine", printed[0]), ("norm", printed[1]), ("penalised_norm", printed[2])]:
         assert float(text) == pytest.approx(np.mean([float(row[column]) for row in some]), abs=1e-4)
