@@ -100,6 +100,13 @@ def test_links_to_lines_lead_to_what_they_name():
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_name_in_the_questions_is_in_the_file_that_it_links_to():
+    links = re.findall(r"\[`(\w+)`\]\((\w+\.py)\)", (ROOT / "QUESTIONS.md").read_text())
+    assert len(links) > 10
+    assert [(name, file) for name, file in links
+            if not re.search(rf"^(def |class )?{name}\b", (ROOT / file).read_text(), re.M)] == []
+
+
 def test_every_script_is_in_the_readme():
     for script in ROOT.glob("train_*.py"):
         assert f"python {script.name}" in TEXT, script.name

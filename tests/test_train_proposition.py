@@ -1,0 +1,192 @@
+"""train_proposition.py: the couplings are optimal, the measurements those of known critics, and the command line."""
+import csv
+import functools
+import itertools
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import runs
+import train_proposition as script
+import wgan_gp
+from conftest import rows, same, states
+
+SMALL = ["--dim", "8", "--batch-size", "16", "--iterations", "4"]
+LENGTH = {"rings": 1.5, "pairs": math.sqrt(5 - 4 * math.cos(math.radians(20))), "shift": math.sqrt(1.25)}  # which is W
+POTENTIAL = {  # 1-Lipschitz functions (n, 2) -> (n,)
+    "rings": lambda z: z.norm(dim=1),
+    "pairs": lambda z: -torch.cdist(z.double(), turned_points()).min(dim=1).values.float(),
+    "shift": lambda z: z @ torch.tensor([1.0, 0.5]) / math.sqrt(1.25),
+}
+TS = [0.0, 0.25, 0.5, 1.0]
+
+
+@pytest.fixture
+def call(call):
+    return functools.partial(call, "train_proposition.py")
+
+
+def five_points():
+    return script.circle(2 * math.pi / 5 * torch.arange(5), 1.0)
+
+
+def turned_points():
+    return script.PROBLEMS["pairs"].coupled(five_points()).double()
+
+
+def lines(name, n=500):
+    torch.manual_seed(0)
+    x_tilde = script.PROBLEMS[name].generated(n)
+    return script.PROBLEMS[name].coupled(x_tilde), x_tilde
+
+
+# ------------------------------------------------------------------------------------------------------ the problems
+
+@pytest.mark.parametrize("name", script.PROBLEMS)
+def test_the_coupling_is_optimal_as_a_potential_certifies(name):
+    """By duality: where a 1-Lipschitz f has f(x) - f(x_tilde) = |x - x_tilde| on all pairs, no coupling is cheaper."""
+    x, x_tilde = lines(name)
+    f, everywhere = POTENTIAL[name], 3 * torch.randn(400, 2)
+    rise = (f(everywhere)[:, None] - f(everywhere)).abs()
+    assert (rise <= torch.cdist(everywhere.double(), everywhere.double()) + 1e-5).all()  # 1-Lipschitz
+    assert torch.allclose(f(x) - f(x_tilde), (x - x_tilde).norm(dim=1), atol=1e-5)
+    assert torch.allclose((x - x_tilde).norm(dim=1), torch.tensor(LENGTH[name]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", script.PROBLEMS)
+def test_w_is_the_cheapest_of_all_permutations(name):
+    x_tilde = five_points() if name == "pairs" else lines(name, 6)[1]
+    x, n = script.PROBLEMS[name].coupled(x_tilde), len(x_tilde)
+    cost = torch.cdist(x, x_tilde).numpy()
+    cheapest = min(sum(cost[i, j] for i, j in enumerate(order)) for order in itertools.permutations(range(n))) / n
+    assert cheapest == pytest.approx(LENGTH[name], rel=1e-5) and np.trace(cost) / n == pytest.approx(cheapest, rel=1e-5)
+
+
+def test_the_distributions_are_those_of_the_docstring():
+    x, x_tilde = lines("rings")
+    assert torch.allclose(x_tilde.norm(dim=1), torch.tensor(0.5)) and torch.allclose(x.norm(dim=1), torch.tensor(2.0))
+    x, x_tilde = lines("pairs")
+    assert len(x_tilde.mul(1e3).round().unique(dim=0)) == 5
+    turn = torch.atan2(x[:, 1], x[:, 0]) - torch.atan2(x_tilde[:, 1], x_tilde[:, 0])
+    assert torch.allclose(turn.remainder(2 * math.pi), torch.tensor(math.radians(20)), atol=1e-5)
+    x, x_tilde = lines("shift")  # nearest is not coupled here: the supports overlap
+    assert (torch.cdist(x_tilde, x).argmin(dim=1) != torch.arange(500)).float().mean() > 0.5
+
+
+def test_the_crowd_on_the_rings_lines_is_what_counting_gives():
+    n = 500_000
+    x, x_tilde = lines("rings", n)
+    x, eps = x[torch.randperm(n)], torch.rand(n, 1)
+    radius = (eps * x + (1 - eps) * x_tilde).norm(dim=1)
+    for t in (0.1, 0.5, 0.95):
+        counted = ((radius - (0.5 + 1.5 * t)).abs() < 0.02).double().mean().item() / 0.04
+        assert script.rings_crowd(t) == pytest.approx(1.5 * counted, rel=0.02)
+
+
+def test_the_penalised_norm_minimises_equation_3_on_a_line():
+    for length, lam, crowd in [(1.5, 10.0, 1.0), (1.1, 2.0, 0.2)]:
+        g = torch.linspace(0.5, 3, 250_001, dtype=torch.float64)
+        best = g[(-length * g + lam * crowd * (g - 1) ** 2).argmin()].item()
+        assert script.penalised_norm(length, lam, crowd) == pytest.approx(best, abs=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------- the measurements
+
+@pytest.mark.parametrize("critic, cosine, norm", [
+    (lambda z: z.norm(dim=1), 1, 1),  # the optimal critic of the rings
+    (lambda z: -0.25 * z.norm(dim=1), -1, 0.25),  # upside down, too flat
+    (lambda z: 1e-9 * z.norm(dim=1), 1, 1e-9),  # as small as under clipping, and smaller
+    (lambda z: torch.atan2(z[:, 1], z[:, 0]), 0, None),  # around instead of outwards: of norm 1/radius
+])
+def test_measurements_of_critics_known_in_closed_form(critic, cosine, norm):
+    measured = script.along_lines(critic, *lines("rings"), TS)
+    assert [row[0] for row in measured] == TS
+    for t, *row in measured:
+        expected = norm or 1 / (0.5 + 1.5 * t)
+        assert row == pytest.approx([cosine, expected, 0], abs=2e-6 * max(1, expected), rel=1e-5)
+
+
+def test_t_runs_from_generated_to_real_and_the_deviation_is_over_lines():
+    x_tilde = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    (_, cosine, norm, deviation), (_, _, end, _) = script.along_lines(
+        lambda z: z[:, 0] ** 2 / 2, x_tilde + torch.tensor([3.0, 4.0]), x_tilde, [0.0, 1.0])
+    assert (cosine, norm, deviation, end) == pytest.approx((0.6, 1.5, 0.5, 4.5))
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+def test_six_critics_a_figure_and_a_table(call, tmp_path):
+    code, stdout, stderr = call(*SMALL, "--out", tmp_path)
+    assert code == 0, stderr
+    assert sorted(rows(tmp_path)) == sorted(f"{p}-{m}" for p in script.PROBLEMS for m in ("wgan", "wgan-gp"))
+    for name, critic in states(tmp_path).items():
+        log = runs.read_log(tmp_path / name)
+        assert list(log) == runs.Run.COLUMNS and (log["penalty"] > 0).all() == name.endswith("gp")
+        assert name.endswith("gp") or max(w.abs().max() for w in critic["D"].values()) <= 0.01
+    with open(tmp_path / "proposition.csv") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 6 * 40
+    some = [row for row in table if row["problem"] == "pairs" and row["method"] == "wgan-gp"]
+    ideal = 1 + 5 * LENGTH["pairs"] / 20
+    assert [float(row["penalised_norm"]) for row in some] == pytest.approx([ideal] * 40, rel=1e-5)
+    printed = {tuple(line.split()[:2]): line.split()[2:] for line in stdout.splitlines()}["pairs", "wgan-gp"]
+    for column, text in [("cosine", printed[0]), ("norm", printed[1]), ("penalised_norm", printed[2])]:
+        assert float(text) == pytest.approx(np.mean([float(row[column]) for row in some]), abs=1e-4)
+    assert float(printed[3]) == pytest.approx(LENGTH["pairs"], abs=1e-4)
+    D = script.models.toy_critic(8)
+    D.load_state_dict(states(tmp_path)["pairs-wgan-gp"]["D"])
+    x, x_tilde = lines("pairs", script.LINES)
+    assert float(printed[4]) == pytest.approx((D(x).mean() - D(x_tilde).mean()).item(), abs=1e-4)
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_x_and_x_tilde_are_drawn_independently_unless_told_otherwise(call, tmp_path, monkeypatch, paired):
+    seen = []
+
+    def step(G, D, opt, x, z, method):
+        seen.append((x, G(z)))
+        return torch.zeros(3)
+    monkeypatch.setattr(wgan_gp, "critic_step", step)
+    assert call(*SMALL, "--data", "rings", "--out", tmp_path / "a", *["--paired"] * paired)[0] == 0
+    assert len(seen) == 8 and all(torch.equal(x, 4 * x_tilde) == paired for x, x_tilde in seen)
+
+
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, monkeypatch):
+    command = [*SMALL, "--data", "pairs"]
+    assert call(*command, "--out", tmp_path / "whole")[0] == 0
+    log = runs.Run.log
+
+    def press_ctrl_c(self, step, **extra):
+        log(self, step, **extra)
+        if self.out.name == "pairs-wgan" and step.iteration == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "log", press_ctrl_c)
+        code, _, stderr = call(*command, "--out", tmp_path / "cut")
+    assert code == 130 and "saved iteration 3" in stderr and not (tmp_path / "cut" / "figure.png").exists()
+    code, _, stderr = call(*command, "--out", tmp_path / "cut", "--resume")
+    assert code == 0, stderr
+    assert same(states(tmp_path / "whole"), states(tmp_path / "cut"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+    for name in ("figure.png", "proposition.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_mistakes_are_one_line(call, tmp_path):
+    for flags, words in [(["--data", "swissroll"], "choose all, rings, pairs, shift"), (["--lam", "0"], "--lam"),
+                         (["--resume"], "there is no checkpoint"), (["--dim", "0"], "--dim")]:
+        code, _, stderr = call("--out", tmp_path / "none", *flags)
+        assert code == 2 and words in stderr.splitlines()[-1] and "Traceback" not in stderr
+    assert not (tmp_path / "none").exists()
+    command = [*SMALL, "--data", "rings", "--out", tmp_path]
+    assert call(*command)[0] == 0
+    code, _, stderr = call(*command)
+    assert code == 2 and "already holds a run" in stderr
+    code, _, stderr = call(*command, "--resume", "--paired")
+    assert code == 2 and "--paired False, not True" in stderr
