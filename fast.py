@@ -24,7 +24,8 @@ def parse(parser):
     """The flags of a script, with --fast and --bf16 added to them; --fast without CUDA is parser.error."""
     parser.add_argument("--fast", action="store_true",
                         help="an iteration as one CUDA graph (off unless asked for: not yet run on a GPU)")
-    parser.add_argument("--bf16", action="store_true", help="train in bfloat16; weights, samples and measures stay float32")
+    parser.add_argument("--bf16", action="store_true",
+                        help="train in bfloat16 (weights, samples and measures stay float32)")
     args = parser.parse_args()
     if args.fast and args.device != "cuda":
         parser.error(f"--fast is a CUDA graph, and the device is {args.device}: leave it out")
@@ -95,15 +96,16 @@ def in_bfloat16(*networks):
     twins = []
     for network in networks:
         twin = copy.copy(network)  # shallow: the weights are shared
-        for name in {"forward", "classify"} & set(dir(network)):
-            setattr(twin, name, _autocast(getattr(network, name)))
+        for name in ("forward", "classify"):
+            if hasattr(network, name):
+                setattr(twin, name, _autocast(getattr(network, name)))
         twins.append(twin)
     return twins
 
 
 def _autocast(method):
     def in_bfloat16(x, *y):
-        # Uncached: copies of the weights must not outlive an update, nor be made outside a CUDA graph and used inside.
+        # Uncached, as torch asks for in a CUDA graph: a copy of the weights must not be kept from one update to the next.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
             return method(x, *y).float()
     return in_bfloat16

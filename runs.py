@@ -87,7 +87,8 @@ def together():
     if LOCAL_RANK < torch.cuda.device_count():
         torch.cuda.set_device(LOCAL_RANK)  # what "cuda" means from here on
     # A day, since all wait while rank 0 scores; torchrun ends them when one of them dies, however long that is.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(1))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
     blackboard = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     try:
         yield
@@ -241,7 +242,8 @@ class Run:
 
     COLUMNS = ["iteration", "seconds", "critic_loss", "wasserstein", "penalty", "generator_loss"]
     FREE_ON_RESUME = {"out", "resume", "device", "data_dir", "checkpoint_seconds", "sample_every", "measure_every",
-                      "score_every", "score_samples", "final_samples", "inception", "fast"}  # these do not change the weights
+                      "score_every", "score_samples", "final_samples", "inception",
+                      "fast"}  # these do not change the weights, but for rounding
 
     def __init__(self, args, out, columns=()):
         self.out = Path(args.out or out)
