@@ -105,7 +105,7 @@ def in_bfloat16(*networks):
 
 def _autocast(method):
     def in_bfloat16(x, *y):
-        # Uncached, as torch asks for in a CUDA graph: a copy of the weights must not be kept from one update to the next.
+        # Uncached, as torch asks for in a CUDA graph: copies of the weights must not outlive an update.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
             return method(x, *y).float()
     return in_bfloat16

@@ -205,7 +205,8 @@ def number(least, below=math.inf):
 
 def device(name):
     """An argparse type: "auto", "cpu", "cuda" or "mps" to the name of a device that is there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and PROCESSES == 1, "cpu": True}
+    mps = torch.backends.mps.is_available() and PROCESSES == 1
+    there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if name == "auto":
         name = next(kind for kind in there if there[kind])
     if name not in there:
