@@ -12,6 +12,7 @@ they are not there, and read as they are: nothing is unpacked to disk. Every pro
 DataError.
 """
 
+import functools
 import gzip
 import hashlib
 import http.client
@@ -108,10 +109,17 @@ def modes(name):
     raise DataError(f"there is no toy {name!r}: choose {', '.join(TOYS)}")
 
 
-def _mixture(name, n, device):
+@functools.cache
+def _modes_on(name, device):
+    """modes(name), on a device: copied there once, as a CUDA graph can hold no copying from the CPU."""
     centres, deviation = modes(name)
+    return centres.to(device), deviation
+
+
+def _mixture(name, n, device):
+    centres, deviation = _modes_on(name, device)
     which = torch.randint(len(centres), (n,), device=device)
-    return centres.to(device)[which] + deviation * torch.randn(n, 2, device=device)
+    return centres[which] + deviation * torch.randn(n, 2, device=device)
 
 
 def eight_gaussians(n, device="cpu"):
@@ -176,13 +184,14 @@ def images(name, data_dir="data", size=None, train=True, cache_dir="."):
     return image_folder(name, size, cache_dir, train), None
 
 
-def batches(images, batch_size, to_float, device="cpu", labels=None):
+def batches(images, batch_size, to_float, device="cpu", labels=None, resident=False):
     """Yield `(x,)`, or `(x, y)` where there are labels, for ever.
 
     images    uint8 N x C x H x W: a tensor, which moves to `device` once and is indexed there, or a (memory-
               mapped) array, which is indexed where it is, each batch then moving to `device`
     to_float  one of the conversions below; it is given the bytes of a batch, on `device`
     labels    int64, length N
+    resident  a memory-mapped array moves to `device` too, which must have room for it
 
     Line 4 of Algorithm 1, "sample real data x ~ P_r": indices are drawn with replacement from the global
     generator of `device`. No permutation, epoch or position is kept, so where the training loop seeds that
@@ -191,6 +200,8 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
     """
     if len(images) < batch_size:
         raise DataError(f"{len(images)} images are fewer than a batch of {batch_size}: lower --batch-size")
+    if resident and isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.array(images))
     mapped = isinstance(images, np.ndarray)
     images = images if mapped else images.to(device)
     labels = None if labels is None else labels.to(device)

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import datetime
 import functools
 import io
 import json
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 try:
@@ -52,7 +54,8 @@ class Diverged(Mistake):
 def main(script):
     """Call script(); a mistake or a problem with a file becomes one line on standard error and a non-zero exit."""
     try:
-        script()
+        with together():
+            script()
     except (Mistake, OSError) as problem:
         message = " ".join(str(problem).split())
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
@@ -60,6 +63,99 @@ def main(script):
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; if a checkpoint was saved, --resume goes on from it", file=sys.stderr)
         sys.exit(130)
+
+
+# -------------------------------------------------------------------------------------------------- many processes
+# "torchrun --nproc_per_node=N script.py" starts N processes and tells each its number, its rank. They have the same
+# weights, and each draws its own share of every batch; before an optimiser steps, the gradients are averaged. Rank 0
+# alone measures, prints and writes. What is below does nothing where there is one process.
+
+RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))  # LOCAL_: on this machine
+PROCESSES, LOCAL_PROCESSES = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+@contextlib.contextmanager
+def together():
+    """Join the other processes for what is done inside. All but rank 0 are silent, but whichever is the first to fail
+    says why: what the others meet then is only that it is gone."""
+    if PROCESSES == 1:
+        yield
+        return
+    silent, stderr = open(os.devnull, "w"), sys.stderr
+    if RANK:
+        sys.stdout = sys.stderr = silent
+    if LOCAL_RANK < torch.cuda.device_count():
+        torch.cuda.set_device(LOCAL_RANK)  # what "cuda" means from here on
+    # A day, since all wait while rank 0 scores; torchrun ends them when one of them dies, however long that is.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(days=1))
+    blackboard = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    try:
+        yield
+    except SystemExit as leave:
+        if RANK and leave.code == 2:
+            time.sleep(2)  # torchrun ends all when one leaves: first let rank 0 say what is wrong with the flags
+        raise
+    except BaseException:
+        sys.stderr = stderr if blackboard.add("failures", 1) == 1 else silent
+        raise
+    dist.destroy_process_group()
+
+
+def highest(number=0):
+    """The highest of the processes' numbers. All wait for it, but no GPU is waited for."""
+    if PROCESSES == 1:
+        return number
+    number = torch.tensor(number)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return number.item()
+
+
+@contextlib.contextmanager
+def one_first():
+    """On each machine one process does what is inside before the others: it downloads, they find what it left."""
+    if LOCAL_RANK:
+        highest()
+    yield
+    if not LOCAL_RANK:
+        highest()
+
+
+def from_rank_0(tensor):
+    """The values that `tensor` has in rank 0."""
+    tensor = tensor.contiguous()
+    dist.broadcast(tensor, 0)
+    return tensor
+
+
+def share(batch_size, flag="--batch-size"):
+    """How many examples of a batch are this process's; a Mistake if they cannot be shared out evenly."""
+    if batch_size % PROCESSES or batch_size < 2 * PROCESSES:
+        raise Mistake(f"{flag} {batch_size} cannot be shared out among {PROCESSES} processes: choose a multiple of "
+                      f"{PROCESSES}, and at least {2 * PROCESSES}", 2)
+    return batch_size // PROCESSES
+
+
+def own_seed(seed):
+    """A seed for what this process draws, other than the others'; rank 0 has `seed` itself."""
+    return (seed + 1_000_000 * RANK) % 2 ** 32
+
+
+def average_gradients(optimizer, *_):
+    """Before an optimiser's step: each gradient becomes its mean over the processes, that of the whole batch."""
+    gradients = [w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None]
+    total = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(total)
+    for g, mean in zip(gradients, (total / PROCESSES).split([g.numel() for g in gradients])):
+        g.copy_(mean.view_as(g))
+
+
+def average_losses(step):
+    """A named tuple with its tensors, scalars all, averaged over the processes: the losses of the whole batch."""
+    losses = {name: value for name, value in step._asdict().items() if torch.is_tensor(value)}
+    total = torch.stack(list(losses.values()))
+    dist.all_reduce(total)
+    return step._replace(**dict(zip(losses, total / PROCESSES)))
 
 
 # ----------------------------------------------------------------------------------------------------------- flags
@@ -109,13 +205,17 @@ def number(least, below=math.inf):
 
 def device(name):
     """An argparse type: "auto", "cpu", "cuda" or "mps" to the name of a device that is there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    mps = torch.backends.mps.is_available() and PROCESSES == 1
+    there = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if name == "auto":
-        return next(kind for kind in there if there[kind])
+        name = next(kind for kind in there if there[kind])
     if name not in there:
         raise argparse.ArgumentTypeError(f"{name} is none of auto, cpu, cuda, mps")
     if not there[name]:
         raise argparse.ArgumentTypeError(f"this torch ({torch.__version__}) finds no {name} device; leave --device out")
+    if name == "cuda" and LOCAL_PROCESSES > torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{LOCAL_PROCESSES} processes want a GPU each, and there are "
+                                         f"{torch.cuda.device_count()}: lower torchrun's --nproc_per_node")
     return name
 
 
@@ -137,24 +237,36 @@ class Run:
 
     args: the parsed flags. out: the folder, if --out does not name one. columns: what log.csv has beside the
     columns that every script has. Refuses a folder that holds a run already, unless --resume is given, and then
-    refuses to go on with other flags than the run was started with.
+    refuses to go on with other flags than the run was started with. Of many processes, rank 0 alone writes into it
+    (run.first is True there); the others know what it loaded, and keep in step with it.
     """
 
     COLUMNS = ["iteration", "seconds", "critic_loss", "wasserstein", "penalty", "generator_loss"]
     FREE_ON_RESUME = {"out", "resume", "device", "data_dir", "checkpoint_seconds", "sample_every", "measure_every",
-                      "score_every", "score_samples", "final_samples", "inception"}  # these do not change the weights
+                      "score_every", "score_samples", "final_samples", "inception",
+                      "fast"}  # these do not change the weights, but for rounding
 
     def __init__(self, args, out, columns=()):
         self.out = Path(args.out or out)
         self.args, self.columns = args, [*self.COLUMNS, *columns]
         self.script = Path(sys.argv[0]).name
         self.objects, self.rows, self.last = {}, [], {}
-        self.seconds, self.saved_iteration, self.interrupted = 0.0, None, None
+        self.seconds, self.saved_iteration, self.interrupted = 0.0, None, 0
+        self.first, self.lock, self.saved_at = RANK == 0, None, time.monotonic()
         config = {"script": self.script, "flags": vars(args), "python": platform.python_version(),
-                  "torch": torch.__version__, "hardware": hardware(args.device)}
-        old = self.out / "config.json"
-        if args.resume:
-            self.loaded = self.load(config)
+                  "torch": torch.__version__, "hardware": hardware(args.device), "processes": PROCESSES}
+        self.loaded = self.claim(config) if self.first else None
+        if PROCESSES > 1:
+            box = [self.loaded]
+            dist.broadcast_object_list(box, device=torch.device("cpu"))  # the others wait here for claim()
+            self.loaded, = box
+        torch.manual_seed(args.seed)  # the networks' first weights
+
+    def claim(self, config):
+        """Make the folder this run's alone, or raise a Mistake; returns what the checkpoint holds on --resume."""
+        old, loaded = self.out / "config.json", None
+        if self.args.resume:
+            loaded = self.load(config)
         elif old.exists() or (self.out / "checkpoint.pt").exists():
             go_on = "add --resume to go on with it" if (self.out / "checkpoint.pt").exists() else "delete it"
             raise Mistake(f"{self.out} already holds a run: {go_on}, or choose another --out", 2)
@@ -167,10 +279,10 @@ class Run:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise Mistake(f"another run is writing into {self.out}: choose another --out", 2) from None
-        if not args.resume:
+        if not self.args.resume:
             write(old, json.dumps(config, indent=2) + "\n")
             write(self.out / "log.csv", ",".join(self.columns) + "\n")
-        torch.manual_seed(args.seed)  # the networks' first weights
+        return loaded
 
     def load(self, config):
         """Read and check the checkpoint and config.json of a run that is to be resumed."""
@@ -188,7 +300,7 @@ class Run:
         if script != config["script"]:
             raise Mistake(f"{self.out} holds a run of {script}: choose another --out", 2)
         for name, value in config["flags"].items():
-            if name not in self.FREE_ON_RESUME and old_flags.get(name) != value:
+            if name not in self.FREE_ON_RESUME and old_flags.get(name, False) != value:  # new flags were off before
                 flag = "--" + name.replace("_", "-")
                 raise Mistake(f"{self.out} was started with {flag} {old_flags.get(name)}, not {value}: resume it "
                               f"with the same flags, or choose another --out", 2)
@@ -209,11 +321,19 @@ class Run:
             except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as problem:
                 raise Mistake(f"the checkpoint in {self.out} does not fit these networks ({type(problem).__name__}): "
                               f"start again with another --out") from None
-            self.cut_log(iteration)
+            if self.first:
+                self.cut_log(iteration)
             self.saved_iteration, self.saved_at = iteration, time.monotonic()
             print(f"resuming {self.out} at iteration {iteration}", file=sys.stderr)
-        else:
+        elif self.first:
             self.save(iteration)
+        if PROCESSES > 1:
+            for thing in objects.values():
+                if isinstance(thing, torch.optim.Optimizer):
+                    thing.register_step_pre_hook(average_gradients)
+                else:
+                    for w in thing.state_dict().values():  # the same already, if all machines are alike
+                        w.copy_(from_rank_0(w))
         signal.signal(signal.SIGINT, self.interrupt)
         signal.signal(signal.SIGTERM, self.interrupt)
         self.first_iteration, self.begun = iteration, time.monotonic()
@@ -245,9 +365,14 @@ class Run:
         """Take a row for log.csv: the fields of `step`, a named tuple, and whatever else was measured this time.
 
         Tensors are read, and so a GPU waited for, about once a second. Raises Diverged, naming the iteration, when
-        a loss is not finite; the checkpoint is then that of the last good iteration saved.
+        a loss is not finite; the checkpoint is then that of the last good iteration saved. Many processes: the row
+        has the losses of the whole batch.
         """
         self.tick()
+        if PROCESSES > 1:
+            step = average_losses(step)
+        if not self.first:
+            return
         self.rows.append({"seconds": self.seconds, **step._asdict(), **extra})
         if time.monotonic() - self.flushed_at > 1 or step.iteration >= self.args.iterations:
             self.flush()
@@ -313,6 +438,8 @@ class Run:
 
         Long columns are drawn twice, pale as they are and smoothed over a fiftieth of their length.
         """
+        if not self.first:
+            return
         log, pictures = self.read_log(), []
         for title, columns in charts:
             there = {c: np.isfinite(log[c]) for c in columns}
@@ -326,14 +453,18 @@ class Run:
     # -------------------------------------------------------------------------------------------------- checkpoints
 
     def checkpoint(self, iteration):
-        """Save if it is time to, or if Ctrl-C was pressed: then leave too. Call it last in the loop's body."""
+        """Save if it is time to, or if Ctrl-C was pressed: then leave too. Call it last in the loop's body.
+
+        Many processes leave together, after the same iteration, when a signal has reached any of them.
+        """
+        interrupted = highest(self.interrupted)
         due = time.monotonic() - self.saved_at >= self.args.checkpoint_seconds
-        if due or self.interrupted or iteration == self.args.iterations:
+        if self.first and (due or interrupted or iteration == self.args.iterations):
             self.save(iteration)
-        if self.interrupted:
+        if interrupted:
             print(f"saved iteration {iteration} in {self.out}; the same command with --resume goes on", file=sys.stderr)
             self.leave()
-            sys.exit(128 + self.interrupted)
+            sys.exit(128 + interrupted)
 
     def save(self, iteration):
         """Write checkpoint.pt: under another name first, so that there is always a whole one."""
@@ -358,7 +489,7 @@ class Run:
         """Give the signals back their meaning, and the folder free."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if fcntl:
+        if self.lock:
             self.lock.close()
 
     def finish(self):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import data
+import fast
 import inception
 import models
 import runs
@@ -51,7 +52,7 @@ def parse():
     parser.add_argument("--final-samples", type=runs.whole(10), default=50_000, metavar="N",
                         help="samples scored after the last iteration (default 50000)")
     parser.add_argument("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
-    args = parser.parse_args()
+    args = fast.parse(parser)
     if args.beta1 is not None and "betas" not in wgan_gp.METHODS[args.method].optimizer.keywords:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
     return args
@@ -65,10 +66,12 @@ def train(args):
     # No batch norm where there is a penalty: it would tie the examples of a batch to each other (Section 4).
     norm = {"auto": None if method.lam else "batch", "none": None}.get(args.norm, args.norm)
     out = args.out or f"runs/{'cifar' if args.data == 'cifar10' else Path(args.data).name}-{args.method}"
-    images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=out)
-    held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
-    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
-    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
+    with runs.one_first():
+        images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=out)
+        held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
+    batches = data.batches(images, runs.share(args.batch_size), data.from_bytes, args.device, resident=args.fast)
+    scores = args.score_every and runs.RANK == 0
+    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
     run = runs.Run(args, out, columns=[
         "held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation", "samples_scored",
         "final_score", "final_deviation", "final_samples"])
@@ -78,10 +81,12 @@ def train(args):
     fixed_z = torch.randn(100, models.LATENT, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
 
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
-    for step in wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method,
-                              iterations=args.iterations, start=start, seed=args.seed):
+    networks = fast.in_bfloat16(G, D) if args.bf16 else (G, D)
+    for step in (fast if args.fast else wgan_gp).train(
+            *networks, batches, latents, opt_G, opt_D, method,
+            iterations=args.iterations, start=start, seed=runs.own_seed(args.seed)):
         last, measured = step.iteration == args.iterations, {}
-        if step.iteration % args.sample_every == 0 or last:
+        if run.first and (step.iteration % args.sample_every == 0 or last):
             with run.clock_stopped():
                 everything = data.in_order(held_out, args.batch_size, data.from_bytes, args.device)
                 loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, everything, latents, method)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 import data
+import fast
 import inception
 import models
 import runs
@@ -46,7 +47,7 @@ def parse():
     parser.add_argument("--score-samples", type=runs.whole(10), default=50_000, metavar="N",
                         help="samples scored each time (default 50000, as in the authors' code)")
     parser.add_argument("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
-    return parser.parse_args()
+    return fast.parse(parser)
 
 
 # AC-GAN's two terms: D learns the classes from real images only, with weight 1; G is told, with weight .1, to make
@@ -65,16 +66,19 @@ def train(args):
     method = wgan_gp.WGAN_GP._replace(optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))
     name = "cifar" if args.data == "cifar10" else Path(args.data).name
     out = args.out or f"runs/{name}-resnet{'-conditional' * args.conditional}"
-    images, labels = data.images(args.data, args.data_dir, size=32, cache_dir=out)
-    held_out, held_out_labels = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
+    with runs.one_first():
+        images, labels = data.images(args.data, args.data_dir, size=32, cache_dir=out)
+        held_out, held_out_labels = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
     if args.conditional:
         if labels is None:
             raise runs.Mistake(f"{args.data} has no labels: leave --conditional out, or choose cifar10 or shapes")
         method = method._replace(critic_term=critic_term, generator_term=generator_term)
     else:
         labels = held_out_labels = None
-    batches = data.batches(images, args.batch_size, data.from_bytes_noisy, args.device, labels)
-    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
+    batch, generator_batch = runs.share(args.batch_size), runs.share(args.generator_batch, "--generator-batch")
+    batches = data.batches(images, batch, data.from_bytes_noisy, args.device, labels, resident=args.fast)
+    scores = args.score_every and runs.RANK == 0
+    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
     run = runs.Run(args, out, columns=[
         "held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated",
         "inception_score", "inception_deviation", "samples_scored"])
@@ -93,10 +97,12 @@ def train(args):
         fixed += (torch.arange(10, device=args.device).repeat(10),)  # row by row: a class a column, as in Figure 6
 
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
-    for step in wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method, iterations=args.iterations, start=start,
-                              seed=args.seed, decay=True, generator_batch=args.generator_batch):
+    networks = fast.in_bfloat16(G, D) if args.bf16 else (G, D)
+    for step in (fast if args.fast else wgan_gp).train(
+            *networks, batches, latents, opt_G, opt_D, method, iterations=args.iterations, start=start,
+            seed=runs.own_seed(args.seed), decay=True, generator_batch=generator_batch):
         last, measured = step.iteration == args.iterations, {}
-        if step.iteration % args.sample_every == 0 or last:
+        if run.first and (step.iteration % args.sample_every == 0 or last):
             with run.clock_stopped():
                 everything = data.in_order(held_out, args.batch_size, data.from_bytes_noisy, args.device, held_out_labels)
                 loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, everything, latents, method)

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 import data
+import fast
 import models
 import runs
 import wgan_gp
@@ -61,7 +62,7 @@ def parse():
     parser.add_argument("--commands", action="store_true", help="print the 28 commands, with the other flags given here")
     parser.add_argument("--grid", action="store_true", help="draw Figures 2 and 5(a) from the runs in --out (default runs)")
     parser.add_argument("--measure", action="store_true", help="time --iterations of each architecture under WGAN-GP")
-    args = parser.parse_args()
+    args = fast.parse(parser)
     if args.size == 128 and args.architecture != "resnet":
         parser.error(f"--size 128: {args.architecture} has 64 x 64 networks alone; choose --architecture resnet")
     if args.architecture == "resnet101" and args.dim % 4:
@@ -72,7 +73,7 @@ def parse():
     return args
 
 
-def networks(args):
+def make(args):
     """The method, with Appendix E's beta1, and the generator and critic that the flags name."""
     method = wgan_gp.METHODS[args.method]
     if "betas" in method.optimizer.keywords:
@@ -91,20 +92,23 @@ def train(args):
                            "another folder of images with --data, or --data shapes")
     name = f"{Path(args.data).name}{args.size if args.size > 64 else ''}-{args.architecture}-{args.method}"
     out = args.out or f"runs/{name}"
-    images, _ = data.images(args.data, args.data_dir, size=args.size, cache_dir=Path(out).parent)
-    held_out, _ = data.images(args.data, args.data_dir, size=args.size, train=False, cache_dir=Path(out).parent)
-    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
+    with runs.one_first():
+        images, _ = data.images(args.data, args.data_dir, size=args.size, cache_dir=Path(out).parent)
+        held_out, _ = data.images(args.data, args.data_dir, size=args.size, train=False, cache_dir=Path(out).parent)
+    batches = data.batches(images, runs.share(args.batch_size), data.from_bytes, args.device, resident=args.fast)
     run = runs.Run(args, out, columns=["held_out_loss", "held_out_wasserstein"])
-    method, G, D = networks(args)
+    method, G, D = make(args)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
     fixed_z = torch.randn(64, models.LATENT, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
 
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
-    for step in wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method,
-                              iterations=args.iterations, start=start, seed=args.seed):
-        measured = {}
-        if step.iteration % args.sample_every == 0 or step.iteration == args.iterations:
+    networks = fast.in_bfloat16(G, D) if args.bf16 else (G, D)
+    for step in (fast if args.fast else wgan_gp).train(
+            *networks, batches, latents, opt_G, opt_D, method,
+            iterations=args.iterations, start=start, seed=runs.own_seed(args.seed)):
+        last, measured = step.iteration == args.iterations, {}
+        if run.first and (step.iteration % args.sample_every == 0 or last):
             with run.clock_stopped():
                 some = data.in_order(held_out[:HELD_OUT], args.batch_size, data.from_bytes, args.device)
                 loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, some, latents, method)
@@ -115,7 +119,8 @@ def train(args):
         run.checkpoint(step.iteration)
     run.save_curves([("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),
                      ("penalty", ["penalty"]), ("generator loss", ["generator_loss"])])
-    runs.save_png(negative_critic_loss(run.read_log(), size=(560, 360)), run.out / "figure5a.png")
+    if run.first:
+        runs.save_png(negative_critic_loss(run.read_log(), size=(560, 360)), run.out / "figure5a.png")
     run.finish()
 
 
@@ -185,7 +190,7 @@ def measure_all(args):
 
 def measure(args):
     """(weights of G, weights of D, seconds per iteration, bytes at the peak) of one architecture, on noise."""
-    method, G, D = networks(args)
+    method, G, D = make(args)
     images = torch.randint(256, (2 * args.batch_size, 3, args.size, args.size), dtype=torch.uint8)
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import data
+import fast
 import models
 import runs
 import wgan_gp
@@ -38,7 +39,7 @@ def main():
         logs = {args.method: train(args, args.method)}
     else:
         logs = {method: train(runs.part(args, method), method) for method in LABELS}
-    if args.subset:
+    if args.subset and runs.RANK == 0:
         draw_figure(Path(args.out), logs)
         report(logs)
 
@@ -54,7 +55,7 @@ def parse():
                         help="iterations between looks at training and validation images (default 100)")
     parser.add_argument("--sample-every", type=runs.whole(1), default=500, metavar="N",
                         help="iterations between pictures (default 500)")
-    args = parser.parse_args()
+    args = fast.parse(parser)
     if args.data != "mnist":
         parser.error(f"--data {args.data}: the networks are for mnist; train_cifar.py takes a folder of images")
     args.method = args.method or (None if args.subset else "wgan-gp")
@@ -67,11 +68,12 @@ def train(args, method_name):
     method = wgan_gp.METHODS[method_name]
     if method.lam:
         method = method._replace(optimizer=partial(method.optimizer, betas=(args.beta1, 0.9)))
-    images, _ = data.mnist(args.data_dir)
-    held_out, _ = data.mnist(args.data_dir, train=False)
+    with runs.one_first():
+        images, _ = data.mnist(args.data_dir)
+        held_out, _ = data.mnist(args.data_dir, train=False)
     images = choose(images, args.subset or len(images), args.seed)
     seen, held_out = (choose(some, min(MEASURED, len(some)), args.seed) for some in (images, held_out))
-    batches = data.batches(images, args.batch_size, data.unit_from_bytes, args.device)
+    batches = data.batches(images, runs.share(args.batch_size), data.unit_from_bytes, args.device)
     run = runs.Run(args, out=args.out, columns=["train_loss", "held_out_loss"])
 
     G = models.mnist_generator(args.dim, norm=bool(method.clip)).to(args.device)
@@ -81,16 +83,18 @@ def train(args, method_name):
     fixed_z = torch.randn(100, models.LATENT, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
 
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
-    for step in wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method,
-                              iterations=args.iterations, start=start, seed=args.seed):
+    networks = fast.in_bfloat16(G, D) if args.bf16 else (G, D)
+    for step in (fast if args.fast else wgan_gp).train(
+            *networks, batches, latents, opt_G, opt_D, method,
+            iterations=args.iterations, start=start, seed=runs.own_seed(args.seed)):
         last, measured = step.iteration == args.iterations, {}
-        if step.iteration % args.measure_every == 0 or last:
+        if run.first and (step.iteration % args.measure_every == 0 or last):
             with run.clock_stopped():
                 for column, some in [("train_loss", seen), ("held_out_loss", held_out)]:
                     torch.manual_seed(step.iteration)  # the same samples for both, fresh ones each time
                     in_order = data.in_order(some, args.batch_size, data.unit_from_bytes, args.device)
                     measured[column], _, _ = wgan_gp.held_out_loss(G, D, in_order, latents, method)
-        if step.iteration % args.sample_every == 0 or last:
+        if run.first and (step.iteration % args.sample_every == 0 or last):
             with run.clock_stopped():
                 x_tilde = wgan_gp.sample(G, lambda m: (fixed_z,), 100)
                 grid = runs.image_grid(data.unit_to_bytes(x_tilde), columns=10)
@@ -100,7 +104,7 @@ def train(args, method_name):
     run.save_curves([("critic loss on training and on held-out images", ["train_loss", "held_out_loss"]),
                      ("critic loss", ["critic_loss"]), ("Wasserstein estimate", ["wasserstein"]),
                      ("penalty", ["penalty"])])
-    log = run.read_log()
+    log = run.read_log() if run.first else None
     run.finish()
     return log
 

@@ -59,7 +59,7 @@ def test_each_of_the_28_trains(call, tmp_path, architecture, method):
 def test_the_critic_has_layer_norm_under_the_penalty_alone(monkeypatch, architecture, expected):
     for method in train_lsun.COLUMNS:
         args = parsed(monkeypatch, "--architecture", architecture, "--method", method, "--dim", "4", "--device", "cpu")
-        _, _, D = train_lsun.networks(args)
+        _, _, D = train_lsun.make(args)
         kinds = [type(m) for m in D.modules()]
         layer, batch = kinds.count(torch.nn.GroupNorm), kinds.count(torch.nn.BatchNorm2d)
         if method == "wgan-gp":
@@ -71,13 +71,13 @@ def test_the_critic_has_layer_norm_under_the_penalty_alone(monkeypatch, architec
 def test_the_hyperparameters_of_appendix_e(monkeypatch):
     optimisers = {}
     for method in train_lsun.COLUMNS:
-        made, G, _ = train_lsun.networks(parsed(monkeypatch, "--method", method, "--dim", "4", "--device", "cpu"))
+        made, G, _ = train_lsun.make(parsed(monkeypatch, "--method", method, "--dim", "4", "--device", "cpu"))
         optimisers[method] = made.optimizer(G.parameters())
     settings = {name: (type(o).__name__, o.defaults["lr"], o.defaults.get("betas")) for name, o in optimisers.items()}
     assert settings == {"wgan-gp": ("Adam", 1e-4, (0.5, 0.9)), "wgan": ("RMSprop", 5e-5, None),
                         "dcgan": ("Adam", 2e-4, (0.5, 0.999)), "lsgan": ("RMSprop", 1e-4, None)}
     args = parsed(monkeypatch, "--beta1", "0", "--dim", "4", "--device", "cpu")
-    assert train_lsun.networks(args)[0].optimizer.keywords["betas"] == (0, 0.9)
+    assert train_lsun.make(args)[0].optimizer.keywords["betas"] == (0, 0.9)
 
 
 def test_128_pixels_from_a_folder_whose_cache_all_runs_share(call, tmp_path):
