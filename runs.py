@@ -232,6 +232,21 @@ def part(args, name):
     return args
 
 
+def folder(args, default):
+    """Where a run is to be: --out, or `default`. A Mistake if it cannot begin there, or with --resume go on; to be
+    asked before anything long, such as a download, and leaves nothing behind."""
+    out = Path(args.out or default)
+    resumable = (out / "checkpoint.pt").exists()
+    if args.resume and not resumable:
+        raise Mistake(f"there is no checkpoint in {out}: leave --resume out, or say another --out", 2)
+    if not args.resume and (resumable or (out / "config.json").exists()):
+        go_on = "add --resume to go on with it" if resumable else "delete it"
+        raise Mistake(f"{out} already holds a run: {go_on}, or choose another --out", 2)
+    if out.exists() and not out.is_dir():
+        raise Mistake(f"{out} is a file: choose another --out", 2)
+    return out
+
+
 class Run:
     """One run's folder: config.json, log.csv, curves.png, samples/, checkpoint.pt.
 
@@ -264,14 +279,8 @@ class Run:
 
     def claim(self, config):
         """Make the folder this run's alone, or raise a Mistake; returns what the checkpoint holds on --resume."""
-        old, loaded = self.out / "config.json", None
-        if self.args.resume:
-            loaded = self.load(config)
-        elif old.exists() or (self.out / "checkpoint.pt").exists():
-            go_on = "add --resume to go on with it" if (self.out / "checkpoint.pt").exists() else "delete it"
-            raise Mistake(f"{self.out} already holds a run: {go_on}, or choose another --out", 2)
-        if self.out.exists() and not self.out.is_dir():
-            raise Mistake(f"{self.out} is a file: choose another --out", 2)
+        folder(self.args, self.out)
+        loaded = self.load(config) if self.args.resume else None
         self.out.mkdir(parents=True, exist_ok=True)
         if fcntl:
             self.lock = open(self.out / ".lock", "w")
@@ -280,18 +289,15 @@ class Run:
             except OSError:
                 raise Mistake(f"another run is writing into {self.out}: choose another --out", 2) from None
         if not self.args.resume:
-            write(old, json.dumps(config, indent=2) + "\n")
+            write(self.out / "config.json", json.dumps(config, indent=2) + "\n")
             write(self.out / "log.csv", ",".join(self.columns) + "\n")
         return loaded
 
     def load(self, config):
         """Read and check the checkpoint and config.json of a run that is to be resumed."""
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
-            raise Mistake(f"there is no checkpoint in {self.out}: leave --resume out, or say another --out", 2)
         try:
             old = json.loads((self.out / "config.json").read_text())
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
             iteration, seconds, objects = loaded["iteration"], loaded["seconds"], loaded["objects"]
             script, old_flags = old["script"], dict(old["flags"])
         except Exception as problem:  # torch.load and json raise a dozen kinds

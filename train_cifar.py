@@ -65,7 +65,8 @@ def train(args):
         method = method._replace(optimizer=partial(method.optimizer, betas=betas))
     # No batch norm where there is a penalty: it would tie the examples of a batch to each other (Section 4).
     norm = {"auto": None if method.lam else "batch", "none": None}.get(args.norm, args.norm)
-    out = args.out or f"runs/{'cifar' if args.data == 'cifar10' else Path(args.data).name}-{args.method}"
+    name = "cifar" if args.data == "cifar10" else Path(args.data).name
+    out = runs.folder(args, f"runs/{name}-{args.method}")
     with runs.one_first():
         images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=out)
         held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)

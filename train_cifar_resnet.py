@@ -65,7 +65,7 @@ def generator_term(D, x_tilde, y):
 def train(args):
     method = wgan_gp.WGAN_GP._replace(optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))
     name = "cifar" if args.data == "cifar10" else Path(args.data).name
-    out = args.out or f"runs/{name}-resnet{'-conditional' * args.conditional}"
+    out = runs.folder(args, f"runs/{name}-resnet{'-conditional' * args.conditional}")
     with runs.one_first():
         images, labels = data.images(args.data, args.data_dir, size=32, cache_dir=out)
         held_out, held_out_labels = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)

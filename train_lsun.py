@@ -87,11 +87,11 @@ def make(args):
 
 
 def train(args):
+    name = f"{Path(args.data).name}{args.size if args.size > 64 else ''}-{args.architecture}-{args.method}"
+    out = runs.folder(args, f"runs/{name}")
     if args.data == "data/lsun" and not Path(args.data).is_dir():
         raise runs.Mistake("there is no folder data/lsun: the README says how to export LSUN to images; or choose "
                            "another folder of images with --data, or --data shapes")
-    name = f"{Path(args.data).name}{args.size if args.size > 64 else ''}-{args.architecture}-{args.method}"
-    out = args.out or f"runs/{name}"
     with runs.one_first():
         images, _ = data.images(args.data, args.data_dir, size=args.size, cache_dir=Path(out).parent)
         held_out, _ = data.images(args.data, args.data_dir, size=args.size, train=False, cache_dir=Path(out).parent)

@@ -264,10 +264,12 @@ def test_a_truncated_archive(call, tmp_path):
     assert code == 1 and "cifar-10-python.tar.gz" in stderr.splitlines()[-1] and "damaged" in stderr
 
 
-def test_a_finished_run_is_not_overwritten(call, tmp_path):
+def test_a_finished_run_is_not_overwritten(call, tmp_path, monkeypatch):
     trained(call, CIFAR, tmp_path / "a", 1)
     before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    code, _, stderr = call(*CIFAR, "--iterations", 1, "--out", tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "images", None)  # that is said before anything is loaded, let alone downloaded
+        code, _, stderr = call(*CIFAR, "--iterations", 1, "--out", tmp_path / "a")
     assert code == 2 and "already holds a run" in stderr
     assert before == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     code, _, stderr = call(*CIFAR, "--iterations", 2, "--out", tmp_path / "a", "--resume")
