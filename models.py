@@ -352,7 +352,7 @@ def variant_generator(dim=64, depth=4, activation=nn.ReLU, norm=True):
 
 
 def variant_critic(dim=64, depth=4, activation=LeakyReLU, norm=None):
-    """Images (m, 3, 32, 32) to scores (m,). activation: makes a module; norm: see critic_norm; never on the first layer."""
+    """Images (m, 3, 32, 32) to scores (m,). activation: makes a module; norm: see critic_norm (not on the first)."""
     maybe_norm = lambda channels: critic_norm(norm, channels)
     at_4, at_8, at_16 = layers_beyond_4(depth)
     return nn.Sequential(

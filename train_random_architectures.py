@@ -14,7 +14,9 @@ images (default data/imagenet32), any other folder, or the stand-ins cifar10 and
 
 A run has a folder below --out and, when it is over, a result NNN-METHOD.json beside it: collect those of many machines
 in one folder, and --table does the rest. With --resume, what is finished is left alone and what was cut off goes on.
-That a run diverges is a result like others (exit code 0): it fails at every threshold.
+Nothing else is needed: a finished run's checkpoint, 540 MB for the largest networks, may be deleted. That a run
+diverges is a result like others (exit code 0): it fails at every threshold. Appendix D's runs are among those counted
+at the head of --table.
 
 Where the paper is silent. The layers beyond 4, and first weights: models.py. Weight decay, "small (1e-3)", where D is
 normalised: 1e-3/2 times the sum of the squares of the weights of D's convolutions and linear layer (no biases, no
@@ -25,8 +27,8 @@ Without the Inception weights there are no scores, and no Table 2. Two numbers t
 under names of their own, from 2,000 generated and as many training images. `variation`: the mean distance of two
 generated images over that of two real ones; 0 for a generator that has collapsed to one image. `pixel_likeness`:
 1 - d/v, where d is the Frechet distance of Gaussians fitted to the images' 8x8 means and v the real ones' variance; 1
-for the same mean and covariance, 0 for the mean image again and again, below 0 for worse. It sees colours, light and
-coarse shapes, not detail.
+for the same mean and covariance, 0 for the mean image again and again, below 0 for worse. On CIFAR-10: .99 for other
+training images, .55 for images reduced to 2x2 pixels, .35 for images of one colour, .16 for white noise.
 """
 import argparse
 import itertools
@@ -79,7 +81,6 @@ TABLE_5 = {  # minimal score: only GAN, only WGAN-GP, both succeeded, both faile
 }
 APPENDIX_C = (100, 77)  # two-sided higher, one-sided higher: 177, of what the paper says were 174 architectures
 METHODS = {"gan": "dcgan", "wgan-gp": "wgan-gp"}  # Appendix B's optimisers are those of wgan_gp.METHODS
-LABELS = {"gan": "GAN", "wgan-gp": "WGAN-GP"}
 MEASURED = 2_000  # images of either kind behind variation and pixel_likeness
 # What results are compared by: a name, thresholds, the paper's counts.
 MEASURES = {"inception_score": ("Inception score", list(TABLE_5), TABLE_5),
@@ -87,7 +88,7 @@ MEASURES = {"inception_score": ("Inception score", list(TABLE_5), TABLE_5),
 
 
 def main():
-    args, parser = parse()
+    args = parse()
     if args.list:
         print_architectures(args.list, args.seed)
     elif args.commands:
@@ -105,11 +106,11 @@ def parse():
     what.add_argument("--list", type=runs.whole(1, SET_SIZE + 1), metavar="N", help="print the first N architectures")
     what.add_argument("--commands", type=runs.whole(1, SET_SIZE + 1), metavar="N",
                       help="print the commands that train the first N, with the other flags given, one a line")
-    what.add_argument("--table", action="store_true", help="print the tables from the results in --out, draw figure.png")
+    what.add_argument("--table", action="store_true", help="print the tables and draw figure.png from results in --out")
     parser.add_argument("--method", choices=METHODS, help="how to train (with --commands, default: both)")
     parser.add_argument("--one-sided", action="store_true", help="WGAN-GP with the one-sided penalty (Appendix C)")
     parser.add_argument("--activation", choices=APPENDIX_D,
-                        help=f"in both networks: ELU, or {SMOOTH}, the smooth one (Appendix D; default: the architecture's)")
+                        help=f"ELU, or the smooth {SMOOTH}, in both networks (Appendix D; default: as in Table 1)")
     parser.add_argument("--divide-filters", type=int, choices=[1, 2, 4, 8, 16, 32], default=1,
                         help="divide both base filter counts, for a study smaller than the paper's (default 1)")
     parser.add_argument("--sample-every", type=runs.whole(1), default=5_000, metavar="N",
@@ -126,7 +127,7 @@ def parse():
         parser.error("--score-samples: a score is the mean over 10 parts, so 10 at least, or 0")
     stand_in = "" if args.data == IMAGENET else f"-{Path(args.data).name}"
     args.out = args.out or f"runs/random-architectures{stand_in}"
-    return args, parser
+    return args
 
 
 # --------------------------------------------------------------------------------------------------------- the set
@@ -196,8 +197,8 @@ def train(args):
             raise runs.Mistake(f"{path} is this run's result already: choose another --out, or delete it", 2)
         return print(f"{path} is there already", file=sys.stderr)
     if args.data == IMAGENET and not Path(IMAGENET).is_dir():
-        raise runs.Mistake(f"there is no folder {IMAGENET}: put the training images of 32x32 ImageNet there (image-net.org, "
-                           f"after registering), or take a stand-in, --data cifar10 or --data shapes")
+        raise runs.Mistake(f"there is no folder {IMAGENET}: put 32x32 ImageNet's training images there (image-net.org, "
+                           f"after registering), or take a stand-in: --data cifar10, --data shapes")
     images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=folder / "images")  # one cache for all runs
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
@@ -237,8 +238,9 @@ def train(args):
     result = {
         "index": args.index, "method": args.method, "one_sided": args.one_sided, "activation": args.activation,
         "architecture": architecture,
-        "settings": {"data": Path(args.data).name, "images": len(images), "seed": args.seed, "batch_size": args.batch_size,
-                     "iterations": args.iterations, "divide_filters": args.divide_filters},
+        "settings": {"data": Path(args.data).name, "images": len(images), "seed": args.seed,
+                     "batch_size": args.batch_size, "iterations": args.iterations,
+                     "divide_filters": args.divide_filters},
         "diverged": diverged, "pixel_likeness": None, "variation": None, "inception_score": None,
         "inception_deviation": None, "seconds": round(run.seconds, 3), "seconds_per_iteration": run.seconds / done,
         "peak_memory_mb": peak_memory(args.device), "hardware": runs.hardware(args.device), "torch": torch.__version__}
@@ -271,7 +273,7 @@ def measure(G, latents, images, device):
 
 
 def peak_memory(device):
-    """In MB: on a GPU that of the tensors, otherwise of the whole process with its data; None if the system is silent."""
+    """In MB: on a GPU that of the tensors, elsewhere of the whole process with its data; None if nobody knows."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -281,7 +283,7 @@ def peak_memory(device):
 # ---------------------------------------------------------------------------------------------------------- tables
 
 def read_results(folder):
-    """{variant: {index: result}} of the result files in `folder`, which must be of one study; Mistakes if they are not."""
+    """({variant: {index: result}}, their common settings) from the result files in `folder`; Mistake if they differ."""
     results, study, in_order = {}, {}, {}
     for path in sorted(folder.glob("[0-9]*-*.json")):
         try:
@@ -294,14 +296,14 @@ def read_results(folder):
                 raise ValueError
             if result["diverged"] is None:
                 float(result["pixel_likeness"]), float(result["variation"]), float(result["inception_score"] or 0)
-            float(result["seconds"]), float(result["peak_memory_mb"] or 0)
+            float(result["seconds"]), float(result["seconds_per_iteration"]), float(result["peak_memory_mb"] or 0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise runs.Mistake(f"{path} is damaged, or no result of this script: delete it, and run it again") from None
         for name, value in settings.items():
             first, first_path = study.setdefault(name, (value, path))
             if value != first:
-                raise runs.Mistake(f"{name} is {first} in {first_path} and {value} in {path}: keep different studies in "
-                                   f"different folders")
+                raise runs.Mistake(f"{name} is {first} in {first_path} and {value} in {path}: keep different studies "
+                                   f"in different folders")
         results.setdefault(kind, {})[index] = result
     if not results:
         raise runs.Mistake(f"there are no results in {folder}: train some first, or say where with --out")
@@ -338,15 +340,18 @@ def table(folder):
     everything = [result for some in results.values() for result in some.values()]
     print(f"Results in {folder}: " + ", ".join(f"{name} {value}" for name, value in study.items()))
     for kind, some in sorted(results.items()):
-        diverged = [f"{i} (iteration {r['diverged']})" for i, r in sorted(some.items()) if r["diverged"] is not None]
-        collapsed = sum(r["diverged"] is None and r["variation"] < 0.1 for r in some.values())
-        medians = [f"median {name} {statistics.median(number(r, column) for r in some.values()):.3f}"
-                   for column, (name, *_) in MEASURES.items() if None not in [number(r, column) for r in some.values()]]
-        print(f"  {kind}: {len(some)} runs; diverged: {', '.join(diverged) or 'none'}; variation below .1: {collapsed}; "
-              + ", ".join(medians))
-    hours = sum(result["seconds"] for result in everything) / 3600
+        diverged = [f"{i} (iteration {some[i]['diverged']})" for i in sorted(some) if some[i]["diverged"] is not None]
+        collapsed = sum(result["diverged"] is None and result["variation"] < 0.1 for result in some.values())
+        print(f"  {kind}: {len(some)} runs; diverged: {', '.join(diverged) or 'none'}; variation below .1: {collapsed}", end="")
+        for column, (name, *_) in MEASURES.items():
+            numbers = [number(result, column) for result in some.values()]
+            if None not in numbers:
+                print(f"; median {name} {statistics.median(numbers):.3f}", end="")
+        seconds = [result["seconds_per_iteration"] for result in some.values()]
+        print(f"; {min(seconds):.2g} to {max(seconds):.2g} s an iteration")
     memory = max(result["peak_memory_mb"] or 0 for result in everything)
-    print(f"  {len(everything)} runs in all: {hours:.3g} hours of training; the largest took {memory:,.0f} MB")
+    print(f"  {len(everything)} runs in all: {runs.duration(sum(result['seconds'] for result in everything))} of training; "
+          f"at most {memory:,.0f} MB")
 
     pictures = []
     for column, (name, thresholds, paper) in MEASURES.items():
@@ -356,7 +361,7 @@ def table(folder):
         print(f"\n{'Tables 2 and 5: o' if paper else 'O'}utcomes by {name}" + (
             "" if paper else ", a number of this script's own, which needs no Inception weights"))
         gan, wgan_gp = paired(results, "gan", "wgan-gp", column)
-        print(f"{len(gan)} architectures trained both ways" + ("; the paper's are 200, on 32x32 ImageNet" if paper else ""))
+        print(f"{len(gan)} architectures trained both ways" + "; the paper's: 200, on 32x32 ImageNet" * bool(paper))
         if gan:
             print_outcomes(gan, wgan_gp, name, thresholds, paper)
             pictures.append(draw_distributions(gan, wgan_gp, name, paper))
@@ -378,23 +383,28 @@ def print_outcomes(gan, wgan_gp, name, thresholds, paper):
 
 
 def print_appendix_c(two_sided, one_sided, name):
-    higher = sum(a > b for a, b in zip(two_sided, one_sided)), sum(a < b for a, b in zip(two_sided, one_sided))
-    print(f"Appendix C: of {len(two_sided)} architectures the two-sided penalty has the higher {name} in {higher[0]}, the "
-          f"one-sided in {higher[1]}; sign test p = {sign_test(*higher):.3g}. The paper, by Inception score: {APPENDIX_C[0]} "
-          f"and {APPENDIX_C[1]} of 174 (which do not add up: {sum(APPENDIX_C)}); p = {sign_test(*APPENDIX_C):.3g}")
+    wins = sum(a > b for a, b in zip(two_sided, one_sided))
+    losses = sum(a < b for a, b in zip(two_sided, one_sided))
+    two, one = APPENDIX_C
+    print(f"Appendix C: of {len(two_sided)} architectures the two-sided penalty has the higher {name} in {wins}, the "
+          f"one-sided in {losses}; sign test p = {sign_test(wins, losses):.3g}. The paper, by Inception score: {two} and "
+          f"{one} of 174, which do not add up ({two + one}); p = {sign_test(two, one):.3g}")
 
 
 def draw_distributions(gan, wgan_gp, name, paper):
-    """Three pictures: how the numbers of each method are distributed, and the share of architectures above a number."""
-    finite = [value for value in gan + wgan_gp if math.isfinite(value)] or [0]
+    """Three pictures: how the numbers of each method are distributed, and the share of architectures above each
+    number. Likenesses, which have no lower bound, are drawn at -1 if they are below."""
+    both = {label: [max(value, -1) if math.isfinite(value) else value for value in values]
+            for label, values in [("GAN", gan), ("WGAN-GP", wgan_gp)]}
+    finite = [value for values in both.values() for value in values if math.isfinite(value)] or [0]
     limits = min(finite), max(finite) + 1e-6
-    pictures = []
-    for label, values in [("GAN", gan), ("WGAN-GP", wgan_gp)]:
+    pictures, curves, at = [], {}, np.linspace(*limits, 300)
+    for label, values in both.items():
         diverged = sum(not math.isfinite(value) for value in values)
         pictures.append(runs.histogram(values, 20, f"{label}: {len(values)} architectures, {diverged} diverged", name,
                                        x_range=limits, size=(420, 300)))
+        curves[label] = (at, [np.mean(np.array(values) > t) for t in at])
     at = np.linspace(*limits, 300)
-    curves = {label: (at, [np.mean(np.array(values) > t) for t in at]) for label, values in [("GAN", gan), ("WGAN-GP", wgan_gp)]}
     for i, label in enumerate(["the paper's GAN", "the paper's WGAN-GP"] if paper else []):
         curves[label] = (list(paper), [(row[i] + row[2]) / sum(row) for row in paper.values()])
     return pictures + [runs.line_chart(curves, "share of architectures above", name, y_range=(0, 1), size=(420, 300))]
