@@ -342,7 +342,8 @@ def table(folder):
     for kind, some in sorted(results.items()):
         diverged = [f"{i} (iteration {some[i]['diverged']})" for i in sorted(some) if some[i]["diverged"] is not None]
         collapsed = sum(result["diverged"] is None and result["variation"] < 0.1 for result in some.values())
-        print(f"  {kind}: {len(some)} runs; diverged: {', '.join(diverged) or 'none'}; variation below .1: {collapsed}", end="")
+        print(f"  {kind}: {len(some)} runs; diverged: {', '.join(diverged) or 'none'}; variation below .1: {collapsed}",
+              end="")
         for column, (name, *_) in MEASURES.items():
             numbers = [number(result, column) for result in some.values()]
             if None not in numbers:
@@ -350,8 +351,8 @@ def table(folder):
         seconds = [result["seconds_per_iteration"] for result in some.values()]
         print(f"; {min(seconds):.2g} to {max(seconds):.2g} s an iteration")
     memory = max(result["peak_memory_mb"] or 0 for result in everything)
-    print(f"  {len(everything)} runs in all: {runs.duration(sum(result['seconds'] for result in everything))} of training; "
-          f"at most {memory:,.0f} MB")
+    seconds = sum(result["seconds"] for result in everything)
+    print(f"  {len(everything)} runs in all: {runs.duration(seconds)} of training; at most {memory:,.0f} MB")
 
     pictures = []
     for column, (name, thresholds, paper) in MEASURES.items():
@@ -386,9 +387,9 @@ def print_appendix_c(two_sided, one_sided, name):
     wins = sum(a > b for a, b in zip(two_sided, one_sided))
     losses = sum(a < b for a, b in zip(two_sided, one_sided))
     two, one = APPENDIX_C
-    print(f"Appendix C: of {len(two_sided)} architectures the two-sided penalty has the higher {name} in {wins}, the "
-          f"one-sided in {losses}; sign test p = {sign_test(wins, losses):.3g}. The paper, by Inception score: {two} and "
-          f"{one} of 174, which do not add up ({two + one}); p = {sign_test(two, one):.3g}")
+    print(f"Appendix C: of {len(two_sided)} architectures the two-sided penalty has the higher {name} in {wins}, "
+          f"the one-sided in {losses}; sign test p = {sign_test(wins, losses):.3g}. The paper, by Inception score: "
+          f"{two} and {one} of 174, which do not add up ({two + one}); p = {sign_test(two, one):.3g}")
 
 
 def draw_distributions(gan, wgan_gp, name, paper):

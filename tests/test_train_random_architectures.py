@@ -421,7 +421,10 @@ def test_a_run_killed_after_training_and_before_its_result_still_gets_it(call, t
         assert "no space left" in stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["002-wgan-gp"]
     trained(call, tmp_path, "--resume")
-    assert json.loads((tmp_path / "002-wgan-gp.json").read_text())["seconds"] > 0
+    trained(call, tmp_path / "undisturbed")
+    folders = tmp_path, tmp_path / "undisturbed"
+    late, undisturbed = (json.loads((folder / "002-wgan-gp.json").read_text()) for folder in folders)
+    assert late["seconds"] > 0 and late["pixel_likeness"] == undisturbed["pixel_likeness"]
 
 
 def test_a_result_is_renamed_into_place(call, tmp_path, monkeypatch):
