@@ -230,7 +230,7 @@ def train(args):
 
     log = run.read_log()
     not_finite = log["iteration"][~np.isfinite(log["critic_loss"] + log["generator_loss"])]
-    done, diverged = int(log["iteration"][-1]), int(not_finite[0]) if len(not_finite) else None
+    done, diverged = int(max(log["iteration"], default=args.iterations)), int(min(not_finite, default=0)) or None
     torch.manual_seed(args.seed)  # so that a resumed run measures the same samples
     measured = {} if diverged else measure(G, latents, images, args.device)
     if not all(map(math.isfinite, measured.values())):
