@@ -294,9 +294,11 @@ def read_results(folder):
             in_order[seed] = in_order.get(seed) or architectures(seed)
             if path.stem != f"{index:03d}-{kind}" or result["architecture"] != in_order[seed][index]:
                 raise ValueError
-            if result["diverged"] is None:
-                float(result["pixel_likeness"]), float(result["variation"]), float(result["inception_score"] or 0)
-            float(result["seconds"]), float(result["seconds_per_iteration"]), float(result["peak_memory_mb"] or 0)
+            needed = ["seconds", "seconds_per_iteration"]
+            needed += ["pixel_likeness", "variation"] if result["diverged"] is None else []
+            optional = [result["inception_score"], result["peak_memory_mb"]]
+            for value in [result[name] for name in needed] + [value for value in optional if value is not None]:
+                float(value)  # TypeError if it is none
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise runs.Mistake(f"{path} is damaged, or no result of this script: delete it, and run it again") from None
         for name, value in settings.items():
