@@ -453,3 +453,57 @@ def language_critic(alphabet, length=32, dim=512):
         Conv1d(alphabet, dim, 1),
         *[TextBlock(dim) for _ in range(5)],
         nn.Flatten(), Linear(dim * length, 1), nn.Flatten(0))
+
+
+# ------------------------------------------- random architectures: Tables 1, 2 and 5, Section 5.1, Appendices B to D
+# Table 1's variants of the CIFAR-10 DCGAN above, and at depth 4 that very network. "Depth" counts layers that have
+# weights. The paper does not say where those beyond 4 are. Here they are 3x3 convolutions of stride 1 that keep the
+# width, spread as evenly as can be over the maps of 4, 8 and 16 pixels a side (at 32 the DCGAN has nothing but the
+# colours of the image); each follows the layer that makes maps of its size; the remainder goes to the smaller maps
+# first. They have the norm and the nonlinearity of their neighbours, and all are initialised alike, whatever the
+# nonlinearity.
+
+class ShiftedSoftplus(nn.Module):
+    """softplus(2x + 2)/2 - 1: nearly ELU, but smooth. ELU's second derivative, which the gradient of the penalty
+    contains, jumps from 1 to 0 at 0 (Appendix D)."""
+
+    def forward(self, x):
+        return F.softplus(2 * x + 2) / 2 - 1
+
+
+def layers_beyond_4(depth):
+    """How many of `depth` layers are added to maps of 4, 8 and 16 pixels a side: (2, 1, 1) for 8, (3, 3, 2) for 12."""
+    return (depth - 2) // 3, (depth - 3) // 3, (depth - 4) // 3
+
+
+def same_size_layers(n, channels, norm, activation):
+    """n times 3x3, norm, activation, as a list. norm: channels to a module."""
+    return [layer for _ in range(n) for layer in (Conv2d(channels, channels, 3), norm(channels), activation())]
+
+
+def variant_generator(dim=64, depth=4, activation=nn.ReLU, norm=True):
+    """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. activation: makes a module; norm: batch norm, or none."""
+    maybe_norm = batch_norm if norm else lambda channels, flat=False: nn.Identity()
+    at_4, at_8, at_16 = layers_beyond_4(depth)
+    return nn.Sequential(
+        Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), activation(),
+        nn.Unflatten(1, (4 * dim, 4, 4)), *same_size_layers(at_4, 4 * dim, maybe_norm, activation),
+        Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), activation(),  # 8 x 8
+        *same_size_layers(at_8, 2 * dim, maybe_norm, activation),
+        Deconv2d(2 * dim, dim, 5), maybe_norm(dim), activation(),  # 16 x 16
+        *same_size_layers(at_16, dim, maybe_norm, activation),
+        Deconv2d(dim, 3, 5), nn.Tanh())  # 32 x 32
+
+
+def variant_critic(dim=64, depth=4, activation=LeakyReLU, norm=None):
+    """Images (m, 3, 32, 32) to scores (m,). activation: makes a module; norm: see critic_norm (not on the first)."""
+    maybe_norm = lambda channels: critic_norm(norm, channels)
+    at_4, at_8, at_16 = layers_beyond_4(depth)
+    return nn.Sequential(
+        Conv2d(3, dim, 5, stride=2), activation(),  # 16 x 16
+        *same_size_layers(at_16, dim, maybe_norm, activation),
+        Conv2d(dim, 2 * dim, 5, stride=2), maybe_norm(2 * dim), activation(),  # 8 x 8
+        *same_size_layers(at_8, 2 * dim, maybe_norm, activation),
+        Conv2d(2 * dim, 4 * dim, 5, stride=2), maybe_norm(4 * dim), activation(),  # 4 x 4
+        *same_size_layers(at_4, 4 * dim, maybe_norm, activation),
+        nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
