@@ -209,7 +209,7 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
 
 
 def held_out_loss(G, D, batches, latents, method=WGAN_GP):
-    """critic_loss on examples that D was not trained on, against fresh samples of G (Figure 5(b), Section 5.6).
+    """What D minimises, on examples that it was not trained on and fresh samples of G (Figure 5(b), Section 5.6).
 
     batches: a finite iterable of (x,) or (x, y). Returns the loss, the Wasserstein estimate and the penalty, three
     numbers, each the mean over all examples.
@@ -217,7 +217,8 @@ def held_out_loss(G, D, batches, latents, method=WGAN_GP):
     total, examples = 0, 0
     for x, *y in batches:
         x_tilde = sample(G, lambda m: (latents(m)[0], *y), len(x), len(x))
-        losses = torch.stack(critic_loss(D, x, x_tilde, method)).detach()
+        loss, *others = critic_loss(D, x, x_tilde, method)
+        losses = torch.stack([loss + method.critic_term(D, x, *y), *others]).detach()
         total, examples = total + losses * len(x), examples + len(x)
     return tuple((total / examples).tolist())
 
