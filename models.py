@@ -5,8 +5,11 @@ score per example, shape (m,). What the paper leaves open (initialisation, paddi
 authors' TensorFlow code; it matters for the scores:
 
     initialisation   uniform, with a deviation from fan-in and fan-out (Conv2d, Linear); biases 0, gains 1
-    padding          TensorFlow's "SAME": where it cannot be even, the odd row goes after, not before (Conv2d)
+    padding          TensorFlow's "SAME": where it cannot be even, the odd row goes after, not before (HalfTurn)
     batch norm       always the statistics of the batch at hand, when sampling too: sample many images at a time
+
+Three things are written as they are for speed, and are the same functions to rounding: relu, Conv2d.then_pool and
+Conv2d.after_upsampling, and the memory format channels_last. What each gains is in results/speed.md.
 """
 import math
 from functools import partial
@@ -34,54 +37,76 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class HalfTurn(nn.Module):
+    """Images (m, channels, height, width) turned by 180 degrees.
+
+    Where the padding of a strided layer cannot be even, TensorFlow puts the odd row of zeros after the image and torch
+    puts it before. So networks with strided layers work on the image turned round: they are TensorFlow's, with every
+    kernel turned round as well, which makes no difference to random first weights.
+    """
+
+    def forward(self, x):
+        return x.flip(2, 3)
+
+
 class Conv2d(nn.Conv2d):
-    """A convolution with "SAME" padding: side n in, side ceil(n / stride) out.
+    """A convolution with "SAME" padding (see HalfTurn): side n in, side ceil(n / stride) out.
 
     Weights have deviation sqrt(4/(fan_in + fan_out)), where fan_out counts one position in stride**2; glorot=True,
     for layers without a ReLU: sqrt(2/(fan_in + fan_out)).
     """
 
     def __init__(self, n_in, n_out, kernel, stride=1, bias=True, glorot=False):
-        super().__init__(n_in, n_out, kernel, stride, padding=kernel // 2 if stride == 1 else 0, bias=bias)
+        super().__init__(n_in, n_out, kernel, stride, padding=kernel // 2, bias=bias)
         fans = n_in * kernel ** 2 + n_out * kernel ** 2 / stride ** 2
         uniform_(self.weight, math.sqrt((2 if glorot else 4) / fans))
         if bias:
             nn.init.zeros_(self.bias)
+        self.to(memory_format=torch.channels_last)
 
-    def forward(self, x):
-        if self.stride[0] > 1:
-            x = F.pad(x, self.same_padding(x.shape[3]) + self.same_padding(x.shape[2]))
-        return super().forward(x)
+    def then_pool(self, x):
+        """The mean of each 2 x 2 pixels of self(x), for stride 1, as one convolution of stride 2 whose kernel is the
+        mean of the kernel at four places: of a 3x3, 16 multiplications where there were 36."""
+        return F.conv2d(x, F.avg_pool2d(self.weight, 2, 1, padding=1), self.bias, 2, self.padding)
 
-    def same_padding(self, n):
-        """(zeros before, zeros after) for a side of n pixels; kernel 5, stride 2: (1, 2) if n is even, else (2, 2)."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        total = max((math.ceil(n / stride) - 1) * stride + kernel - n, 0)
-        return total // 2, total - total // 2
+    def after_upsampling(self, x):
+        """self(upsample(x)), for stride 1: the transpose of then_pool, times four."""
+        kernel = 4 * F.avg_pool2d(self.weight.flip(2, 3), 2, 1, padding=1)
+        return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, 2, self.padding)
 
 
 class Deconv2d(nn.ConvTranspose2d):
-    """A transposed convolution of stride 2: side n in, 2n out, cut so that it is the adjoint of Conv2d's padding.
+    """A transposed convolution of stride 2, the adjoint of Conv2d's of the same kernel: side n in, 2n out.
 
-    Of kernel 5's 2n + 3 rows, 1 is cut before and 2 after; of kernel 3's 2n + 1, the last. Weights have deviation
-    sqrt(4/(fan_in + fan_out)), where fan_in counts one position in four.
+    Weights have deviation sqrt(4/(fan_in + fan_out)), where fan_in counts one position in four.
     """
 
     def __init__(self, n_in, n_out, kernel):
-        super().__init__(n_in, n_out, kernel, stride=2, padding=(kernel - 2) // 2)
+        super().__init__(n_in, n_out, kernel, stride=2, padding=kernel // 2, output_padding=1)
         uniform_(self.weight, math.sqrt(4 / (n_in * kernel ** 2 / 4 + n_out * kernel ** 2)))
         nn.init.zeros_(self.bias)
+        self.to(memory_format=torch.channels_last)
+
+
+def relu(x, slope=0.0):
+    """max(x, slope * x), as a product with a mask that is constant for autograd: so it sees that the second derivative
+    is nothing. That of F.relu and F.leaky_relu is a tensor of zeros, which the gradient penalty would carry through a
+    whole backward pass, a sixth of the multiplications of a critic step."""
+    return x * x.detach().sign().clamp_(min=slope)
+
+
+class ReLU(nn.Module):
+    """max(x, 0)."""
 
     def forward(self, x):
-        return super().forward(x)[:, :, :2 * x.shape[2], :2 * x.shape[3]]
+        return relu(x)
 
 
 class LeakyReLU(nn.Module):
-    """max(x, .2x). As a product with a mask, autograd sees that its second derivative is nothing: F.leaky_relu's is
-    a tensor of zeros, which the gradient penalty would carry through a whole backward pass."""
+    """max(x, .2x)."""
 
     def forward(self, x):
-        return x * torch.where(x > 0, torch.ones_like(x), torch.full_like(x, 0.2))
+        return relu(x, 0.2)
 
 
 def batch_norm(channels, flat=False):
@@ -105,7 +130,7 @@ def mlp(n_in, n_out, dim=512, depth=3):
     """`depth` hidden ReLU layers of `dim` units, and a linear layer."""
     layers = []
     for i in range(depth):
-        layers += [Linear(dim if i else n_in, dim, he=True), nn.ReLU()]
+        layers += [Linear(dim if i else n_in, dim, he=True), ReLU()]
     return nn.Sequential(*layers, Linear(dim, n_out))
 
 
@@ -128,13 +153,13 @@ def cifar_generator(dim=64):
         nn.Unflatten(1, (4 * dim, 4, 4)),
         Deconv2d(4 * dim, 2 * dim, 5), batch_norm(2 * dim), nn.ReLU(),  # 8 x 8
         Deconv2d(2 * dim, dim, 5), batch_norm(dim), nn.ReLU(),  # 16 x 16
-        Deconv2d(dim, 3, 5), nn.Tanh())  # 32 x 32
+        Deconv2d(dim, 3, 5), nn.Tanh(), HalfTurn())  # 32 x 32
 
 
 def cifar_critic(dim=64, norm=None, channels=3):
     """Images (m, channels, 32, 32) to scores (m,). norm: see critic_norm."""
     return nn.Sequential(
-        Conv2d(channels, dim, 5, stride=2), LeakyReLU(),  # 16 x 16
+        HalfTurn(), Conv2d(channels, dim, 5, stride=2), LeakyReLU(),  # 16 x 16
         Conv2d(dim, 2 * dim, 5, stride=2), critic_norm(norm, 2 * dim), LeakyReLU(),  # 8 x 8
         Conv2d(2 * dim, 4 * dim, 5, stride=2), critic_norm(norm, 4 * dim), LeakyReLU(),  # 4 x 4
         nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
@@ -143,14 +168,14 @@ def cifar_critic(dim=64, norm=None, channels=3):
 # ---------------------------------------------------------------------------- MNIST DCGAN: Figure 5(b), Section 5.6
 
 class Crop(nn.Module):
-    """The top left `side` x `side` pixels."""
+    """The top left `side` x `side` pixels of an image that HalfTurn will turn: here, the last rows and columns."""
 
     def __init__(self, side):
         super().__init__()
         self.side = side
 
     def forward(self, x):
-        return x[:, :, :self.side, :self.side]
+        return x[:, :, -self.side:, -self.side:]
 
 
 def mnist_generator(dim=64, norm=False):
@@ -161,7 +186,7 @@ def mnist_generator(dim=64, norm=False):
         nn.Unflatten(1, (4 * dim, 4, 4)),
         Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), nn.ReLU(), Crop(7),  # 8 x 8, of which 7 x 7
         Deconv2d(2 * dim, dim, 5), maybe_norm(dim), nn.ReLU(),  # 14 x 14
-        Deconv2d(dim, 1, 5), nn.Sigmoid())  # 28 x 28
+        Deconv2d(dim, 1, 5), nn.Sigmoid(), HalfTurn())  # 28 x 28
 
 
 def mnist_critic(dim=64, norm=None):
@@ -174,11 +199,6 @@ def mnist_critic(dim=64, norm=None):
 def upsample(x):
     """Nearest neighbour: each pixel becomes 2 x 2."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def downsample(x):
-    """The mean of each 2 x 2 pixels."""
-    return F.avg_pool2d(x, 2)
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -215,13 +235,17 @@ class ResidualBlock(nn.Module):
         self.norm1, self.conv1 = norm(n_in), Conv2d(n_in, middle, 3, bias=bias)
         self.norm2, self.conv2 = norm(middle), Conv2d(middle, n_out, 3)
         self.shortcut = Conv2d(n_in, n_out, 1, glorot=True) if resample or n_in != n_out else nn.Identity()
-        self.before = upsample if resample == "up" else nn.Identity()
-        self.after = downsample if resample == "down" else nn.Identity()
+        self.resample = resample
 
     def forward(self, x, *y):
-        h = self.conv1(self.before(F.relu(self.norm1(x, *y))))
-        h = self.conv2(F.relu(self.norm2(h, *y)))
-        return self.after(h) + self.after(self.shortcut(self.before(x)))
+        up, down = self.resample == "up", self.resample == "down"
+        h = relu(self.norm1(x, *y))
+        h = self.conv1.after_upsampling(h) if up else self.conv1(h)
+        h = relu(self.norm2(h, *y))
+        h = self.conv2.then_pool(h) if down else self.conv2(h)
+        if up:
+            return h + upsample(self.shortcut(x))  # a 1x1 convolution and the up-sampling may change places
+        return h + (self.shortcut.then_pool(x) if down else self.shortcut(x))
 
 
 class FirstCriticBlock(nn.Module):
@@ -234,7 +258,7 @@ class FirstCriticBlock(nn.Module):
         self.shortcut = Conv2d(n_in, n_out, 1, glorot=True)
 
     def forward(self, x):
-        return downsample(self.conv2(F.relu(self.conv1(x)))) + self.shortcut(downsample(x))
+        return self.conv2.then_pool(relu(self.conv1(x))) + self.shortcut.then_pool(x)
 
 
 class CifarResNetGenerator(nn.Module):
@@ -252,7 +276,7 @@ class CifarResNetGenerator(nn.Module):
         x = self.linear(z).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             x = block(x, *y)
-        return torch.tanh(self.conv(F.relu(self.norm(x))))
+        return torch.tanh(self.conv(relu(self.norm(x))))
 
 
 class CifarResNetCritic(nn.Module):
@@ -267,7 +291,7 @@ class CifarResNetCritic(nn.Module):
             self.label = Linear(dim, classes)
 
     def features(self, x):
-        return F.relu(self.blocks(x)).mean((2, 3))
+        return relu(self.blocks(x)).mean((2, 3))
 
     def forward(self, x):
         return self.score(self.features(x)).flatten(0)
@@ -304,14 +328,14 @@ def dcgan64_generator(dim=64, nonlinearity=nn.ReLU, norm=batch_norm, widths=(8, 
     layers = [Linear(LATENT, 4 * 4 * n * widths[0]), nn.Unflatten(1, (-1, 4, 4)), norm(n * widths[0]), nonlinearity()]
     for n_in, n_out in zip(widths, widths[1:]):  # 8, 16, 32 pixels a side
         layers += [Deconv2d(n_in, n * n_out, 5), norm(n * n_out), nonlinearity()]
-    network = nn.Sequential(*layers, Deconv2d(widths[-1], 3, 5), nn.Tanh())
+    network = nn.Sequential(*layers, Deconv2d(widths[-1], 3, 5), nn.Tanh(), HalfTurn())
     return start_at(deviation, network) if deviation else network
 
 
 def dcgan64_critic(dim=64, norm="layer", nonlinearity=LeakyReLU, deviation=0.02):
     """Images (m, 3, 64, 64) to scores (m,): four convolutions, all but the first normalised (norm: see critic_norm)."""
     n = 2 if nonlinearity is Gate else 1
-    layers = [Conv2d(3, n * dim, 5, stride=2), nonlinearity()]
+    layers = [HalfTurn(), Conv2d(3, n * dim, 5, stride=2), nonlinearity()]
     for n_in, n_out in [(dim, 2 * dim), (2 * dim, 4 * dim), (4 * dim, 8 * dim)]:  # 16, 8, 4 pixels a side
         layers += [Conv2d(n_in, n * n_out, 5, stride=2), critic_norm(norm, n * n_out), nonlinearity()]
     network = nn.Sequential(*layers, nn.Flatten(), Linear(4 * 4 * 8 * dim, 1), nn.Flatten(0))
@@ -346,14 +370,15 @@ def resnet_critic(dim=64, norm="layer", size=64):
 class Bottleneck(nn.Module):
     """Shortcut + .3 norm(1x1(ReLU(3x3(ReLU(1x1(ReLU(x))))))), the 3x3 at half the channels; it also resamples.
 
-    The shortcut is the identity, or where the size changes a 1x1 convolution: of stride 2 down; up, to four times the
-    channels, which then become 2 x 2 pixels.
+    The shortcut is the identity, or where the size changes a 1x1 convolution: of stride 2 down, from the second row and
+    column of the turned image (the first one of every two, see HalfTurn); up, to four times the channels, which then
+    become 2 x 2 pixels.
     """
 
     def __init__(self, n_in, n_out, resample=None, norm=batch_norm):
         super().__init__()
         half_in, half_out = n_in // 2, n_out // 2
-        self.shortcut = nn.Identity()
+        self.down, self.shortcut = resample == "down", nn.Identity()
         if resample == "up":
             middle = Deconv2d(half_in, half_out, 3)
             self.shortcut = nn.Sequential(Conv2d(n_in, 4 * n_out, 1, glorot=True), nn.PixelShuffle(2))
@@ -362,11 +387,11 @@ class Bottleneck(nn.Module):
             self.shortcut = Conv2d(n_in, n_out, 1, stride=2, glorot=True)
         else:
             middle = Conv2d(half_in, half_out, 3)
-        self.layers = nn.Sequential(nn.ReLU(), Conv2d(n_in, half_in, 1), nn.ReLU(), middle,
-                                    nn.ReLU(), Conv2d(half_out, n_out, 1, bias=False), norm(n_out))
+        self.layers = nn.Sequential(ReLU(), Conv2d(n_in, half_in, 1), ReLU(), middle,
+                                    ReLU(), Conv2d(half_out, n_out, 1, bias=False), norm(n_out))
 
     def forward(self, x):
-        return self.shortcut(x) + 0.3 * self.layers(x)
+        return self.shortcut(x[:, :, 1:, 1:] if self.down else x) + 0.3 * self.layers(x)
 
 
 class Scale(nn.Module):
@@ -388,7 +413,7 @@ def resnet101_generator(dim=64):
         n //= 2
     blocks += [Bottleneck(n, n) for _ in range(5)]
     return nn.Sequential(Linear(LATENT, 4 * 4 * 8 * dim), nn.Unflatten(1, (-1, 4, 4)), *blocks,
-                         Conv2d(n, 3, 1, glorot=True), Scale(1 / 5), nn.Tanh())
+                         Conv2d(n, 3, 1, glorot=True), Scale(1 / 5), nn.Tanh(), HalfTurn())
 
 
 def resnet101_critic(dim=64, norm="layer"):
@@ -398,7 +423,7 @@ def resnet101_critic(dim=64, norm="layer"):
     for _ in range(4):  # to 32, 16, 8, 4 pixels a side
         blocks += [Bottleneck(n, 2 * n, "down", norm)] + [Bottleneck(2 * n, 2 * n, norm=norm) for _ in range(6)]
         n *= 2
-    return nn.Sequential(Conv2d(3, dim // 2, 1, glorot=True), *blocks,
+    return nn.Sequential(HalfTurn(), Conv2d(3, dim // 2, 1, glorot=True), *blocks,
                          nn.Flatten(), Linear(4 * 4 * 8 * dim, 1), Scale(1 / 5), nn.Flatten(0))
 
 
@@ -436,7 +461,7 @@ class TextBlock(nn.Module):
         self.conv1, self.conv2 = Conv1d(dim, dim, 5), Conv1d(dim, dim, 5)
 
     def forward(self, x):
-        return x + 0.3 * self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + 0.3 * self.conv2(relu(self.conv1(relu(x))))
 
 
 def language_generator(alphabet, length=32, dim=512):
@@ -492,7 +517,7 @@ def variant_generator(dim=64, depth=4, activation=nn.ReLU, norm=True):
         *same_size_layers(at_8, 2 * dim, maybe_norm, activation),
         Deconv2d(2 * dim, dim, 5), maybe_norm(dim), activation(),  # 16 x 16
         *same_size_layers(at_16, dim, maybe_norm, activation),
-        Deconv2d(dim, 3, 5), nn.Tanh())  # 32 x 32
+        Deconv2d(dim, 3, 5), nn.Tanh(), HalfTurn())  # 32 x 32
 
 
 def variant_critic(dim=64, depth=4, activation=LeakyReLU, norm=None):
@@ -500,7 +525,7 @@ def variant_critic(dim=64, depth=4, activation=LeakyReLU, norm=None):
     maybe_norm = lambda channels: critic_norm(norm, channels)
     at_4, at_8, at_16 = layers_beyond_4(depth)
     return nn.Sequential(
-        Conv2d(3, dim, 5, stride=2), activation(),  # 16 x 16
+        HalfTurn(), Conv2d(3, dim, 5, stride=2), activation(),  # 16 x 16
         *same_size_layers(at_16, dim, maybe_norm, activation),
         Conv2d(dim, 2 * dim, 5, stride=2), maybe_norm(2 * dim), activation(),  # 8 x 8
         *same_size_layers(at_8, 2 * dim, maybe_norm, activation),

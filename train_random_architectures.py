@@ -59,7 +59,7 @@ except ImportError:  # not on Windows: there, no memory is reported
 
 IMAGENET = "data/imagenet32"
 SMOOTH = "softplus(2x+2)/2-1"
-NONLINEARITIES = {"ReLU": nn.ReLU, "LeakyReLU": models.LeakyReLU, SMOOTH: models.ShiftedSoftplus, "tanh": nn.Tanh,
+NONLINEARITIES = {"ReLU": models.ReLU, "LeakyReLU": models.LeakyReLU, SMOOTH: models.ShiftedSoftplus, "tanh": nn.Tanh,
                   "ELU": nn.ELU}
 APPENDIX_D = {"elu": "ELU", "softplus": SMOOTH}  # --activation
 TABLE_1 = {

@@ -98,7 +98,7 @@ def train(args, c):
     G, D = models.toy_generator(args.dim, args.depth), models.toy_critic(args.dim, args.depth)
     if c and args.batch_norm:  # before each ReLU
         D = nn.Sequential(*[part for layer in D for part in
-                            ([models.batch_norm(args.dim, flat=True)] if isinstance(layer, nn.ReLU) else []) + [layer]])
+                            ([models.batch_norm(args.dim, flat=True)] if isinstance(layer, models.ReLU) else []) + [layer]])
     G, D = G.to(args.device), D.to(args.device)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
     if c:
@@ -134,7 +134,7 @@ def gradient_norms(D, x, x_tilde):
         activations = []
         for layer in D:
             h = layer(h)
-            if isinstance(layer, nn.ReLU):
+            if isinstance(layer, models.ReLU):
                 activations.append(h)
         gradients = torch.autograd.grad(h.sum(), activations)
         norms.append(torch.stack([gradient.norm(dim=1) for gradient in gradients]))

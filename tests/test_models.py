@@ -55,14 +55,17 @@ def test_initial_deviations_in_the_toy_networks():
             assert_uniform(layer.weight, deviation)
 
 
+def turned(x):
+    return x.flip(2, 3)
+
+
 @pytest.mark.parametrize("side, kernel, before, after", [(8, 5, 1, 2), (32, 5, 1, 2), (7, 5, 2, 2), (4, 3, 0, 1)])
 def test_same_padding_of_a_strided_convolution_by_hand(side, kernel, before, after):
-    """Output i sees inputs 2i - before .. 2i - before + kernel - 1, and zeros beyond the edges."""
-    assert models.Conv2d(1, 1, kernel, stride=2).same_padding(side) == (before, after)
+    """Turned round, output i sees inputs 2i - before .. 2i - before + kernel - 1, and zeros beyond the edges."""
     torch.manual_seed(0)
     layer = models.Conv2d(1, 1, kernel, stride=2).double()
-    x, w = torch.randn(side, side).double(), layer.weight[0, 0]
-    out = layer(x[None, None])[0, 0]
+    x, w = torch.randn(side, side).double(), turned(layer.weight)[0, 0]
+    out = turned(layer(turned(x[None, None])))[0, 0]
     assert out.shape == (math.ceil(side / 2),) * 2
     for i in range(len(out)):
         for j in range(len(out)):
@@ -84,13 +87,83 @@ def test_a_transposed_convolution_is_cut_as_the_adjoint_of_the_strided_one(kerne
 
 
 def test_a_transposed_convolution_by_hand():
-    """One pixel at (1, 1) of a 3x3 map: kernel 5 paints rows 2*1 - 1 .. 2*1 + 3, of which 1 .. 5 are kept."""
+    """Turned round: one pixel at (1, 1) of a 3x3 map, kernel 5, paints rows 2*1 - 1 .. 2*1 + 3, of which 1 .. 5 are kept."""
     layer = models.Deconv2d(1, 1, 5).double()
     y = torch.zeros(1, 1, 3, 3).double()
     y[0, 0, 1, 1] = 1
     expected = torch.zeros(6, 6).double()
-    expected[1:6, 1:6] = layer.weight[0, 0]
-    torch.testing.assert_close(layer(y)[0, 0], expected)
+    expected[1:6, 1:6] = turned(layer.weight)[0, 0]
+    torch.testing.assert_close(turned(layer(turned(y)))[0, 0], expected)
+
+
+def upright(network, x):
+    """The network as TensorFlow has it, on the image as it is: every kernel turned round, "SAME" padding written out."""
+    for m in network:
+        if isinstance(m, models.Deconv2d):
+            k, n = m.kernel_size[0], x.shape[2]
+            x = nn.functional.conv_transpose2d(x, turned(m.weight), m.bias, stride=2)  # 2n + k - 2 rows, of which
+            x = x[:, :, (k - 2) // 2:(k - 2) // 2 + 2 * n, (k - 2) // 2:(k - 2) // 2 + 2 * n]
+        elif isinstance(m, nn.Conv2d):
+            k, stride, n = m.kernel_size[0], m.stride[0], x.shape[2]
+            total = max((math.ceil(n / stride) - 1) * stride + k - n, 0)
+            x = nn.functional.pad(x, 2 * (total // 2, total - total // 2))
+            x = nn.functional.conv2d(x, turned(m.weight), m.bias, stride)
+        elif isinstance(m, nn.Unflatten):
+            x = turned(m(x))
+        elif isinstance(m, nn.Flatten) and x.dim() == 4:
+            x = m(turned(x))
+        elif isinstance(m, models.Crop):
+            x = x[:, :, :m.side, :m.side]  # top left
+        elif not isinstance(m, models.HalfTurn):
+            x = m(x)
+    return x
+
+
+@pytest.mark.parametrize("network, shape", [
+    (models.cifar_generator(4), (128,)), (models.cifar_critic(4, "layer"), (3, 32, 32)),
+    (models.mnist_generator(4), (128,)), (models.mnist_critic(4), (1, 28, 28)),
+    (models.dcgan64_generator(2), (128,)), (models.dcgan64_critic(2), (3, 64, 64)),
+    (models.variant_generator(4, 12), (128,)), (models.variant_critic(4, 12), (3, 32, 32))])
+def test_networks_that_work_on_the_turned_image_are_tensorflows(network, shape):
+    torch.manual_seed(0)
+    network, x = network.double(), torch.randn(3, *shape).double()
+    assert sum(isinstance(m, models.HalfTurn) for m in network) == 1
+    torch.testing.assert_close(network(x), upright(network, x), rtol=1e-9, atol=1e-11)
+
+
+def test_strided_bottlenecks_on_the_turned_image_are_tensorflows():
+    """A 1x1 convolution of stride 2 takes the first row and column of every two."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 6, 6).double()
+    for resample, n_out in [("down", 16), ("up", 4)]:
+        b = models.Bottleneck(8, n_out, resample).double()
+        shortcut = (upright([b.shortcut], x) if resample == "down" else turned(b.shortcut(turned(x))))
+        if resample == "down":
+            torch.testing.assert_close(shortcut, torch.einsum("oi,mihw->mohw", b.shortcut.weight[:, :, 0, 0], x[:, :, ::2, ::2]))
+        torch.testing.assert_close(turned(b(turned(x))), shortcut + 0.3 * upright(b.layers, x))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_pooling_and_up_sampling_within_a_convolution(kernel):
+    torch.manual_seed(0)
+    layer, x = models.Conv2d(3, 5, kernel).double(), torch.randn(4, 3, 6, 8).double()
+    nn.init.normal_(layer.bias)
+    pooled = layer(x).unflatten(3, (4, 2)).unflatten(2, (3, 2)).mean((3, 5))
+    for fused, plain in [(layer.then_pool(x), pooled),
+                         (layer.after_upsampling(x), layer(x.repeat_interleave(2, 2).repeat_interleave(2, 3)))]:
+        torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-12)
+        coefficients = torch.randn_like(plain)
+        one, other = [torch.autograd.grad((out * coefficients).sum(), [layer.weight, layer.bias], retain_graph=True)
+                      for out in (fused, plain)]
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_relu_is_torchs_and_its_second_derivative_is_nothing():
+    x = torch.tensor([-2.0, -1e-9, 0.0, 1e-9, 3.0], dtype=torch.float64, requires_grad=True)
+    y, reference = models.ReLU()(x), torch.relu(x)
+    assert torch.equal(y, reference)
+    g, = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert torch.equal(g, torch.autograd.grad(reference.sum(), x)[0]) and not g.requires_grad
 
 
 def test_leaky_relu_is_torchs_and_its_second_derivative_is_nothing():
@@ -129,7 +202,7 @@ def test_toy_networks():
     assert count(G) == 2 * 512 + 512 + 2 * (512 * 512 + 512) + 512 * 2 + 2
     assert count(D) == 2 * 512 + 512 + 2 * (512 * 512 + 512) + 512 + 1
     assert G(torch.randn(5, 2)).shape == (5, 2) and D(torch.randn(5, 2)).shape == (5,)
-    assert sum(isinstance(m, nn.ReLU) for m in models.toy_critic(8, depth=12)) == 12
+    assert sum(isinstance(m, models.ReLU) for m in models.toy_critic(8, depth=12)) == 12
 
 
 def shapes(network, x):
@@ -177,7 +250,7 @@ def test_mnist_dcgan():
 
 def test_the_mnist_generator_crops_the_top_left_7_of_8():
     x = torch.arange(64.0).view(1, 1, 8, 8)
-    assert torch.equal(models.Crop(7)(x)[0, 0], x[0, 0, :7, :7])
+    assert torch.equal(turned(models.Crop(7)(turned(x)))[0, 0], x[0, 0, :7, :7])
 
 
 def test_cifar_resnet_shapes_and_parameters_against_appendix_f():
@@ -276,7 +349,7 @@ def test_constant_filters_have_no_norm_and_the_same_width_everywhere():
 def test_64x64_mlp_generator_is_four_layers_of_512():
     G = models.mlp64_generator()
     assert shapes(G, torch.randn(2, 128)) == [(512,)] * 4 + [(3 * 64 * 64,)]
-    assert len(layers(G, nn.ReLU)) == 4 and G(torch.randn(2, 128)).shape == (2, 3, 64, 64)
+    assert len(layers(G, models.ReLU)) == 4 and G(torch.randn(2, 128)).shape == (2, 3, 64, 64)
     assert count(G) == 128 * 512 + 512 + 3 * (512 * 512 + 512) + 512 * 12288 + 12288
 
 
@@ -293,7 +366,7 @@ def test_gated_networks_are_twice_as_wide_before_each_gate():
         doubled = [(2 * channels, *side) for channels, *side in shapes(plain, x)[:-1]] + shapes(plain, x)[-1:]
         assert shapes(gated, x) == doubled and len(layers(gated, models.Gate)) == 4
     assert [m.num_features for m in layers(D, nn.BatchNorm2d)] == [32, 64, 128]  # not after the first
-    assert not layers(G, nn.ReLU) + layers(D, models.LeakyReLU)
+    assert not layers(G, nn.ReLU, models.ReLU) + layers(D, models.LeakyReLU)
 
 
 @pytest.mark.parametrize("norm, kind", [("batch", nn.BatchNorm2d), ("layer", nn.GroupNorm)])
@@ -310,7 +383,7 @@ def test_which_64x64_critics_are_normalised_and_how(norm, kind):
 def test_tanh_is_the_only_nonlinearity_of_the_tanh_networks():
     G, D = models.LSUN["tanh"][0](8), models.LSUN["tanh"][1](8, norm="layer")
     assert len(layers(G, nn.Tanh)) == 5 and len(layers(D, nn.Tanh)) == 4
-    assert not layers(G, nn.ReLU) + layers(D, models.LeakyReLU)
+    assert not layers(G, nn.ReLU, models.ReLU) + layers(D, models.LeakyReLU)
 
 
 def test_64x64_initialisation():
@@ -334,9 +407,9 @@ def test_64x64_initialisation():
     assert_uniform(G[-2].weight, math.sqrt(4 / (9 * (3 + 16))))
     assert_uniform(D[2].shortcut.weight, math.sqrt(2 / (32 + 64)))
     G, D = models.resnet101_generator(16), models.resnet101_critic(16)
-    assert_uniform(D[0].weight, math.sqrt(2 / (3 + 8)))
-    assert_uniform(G[-3].weight, math.sqrt(2 / (3 + 8)))
-    up, down = G[8], D[6]
+    assert_uniform(D[1].weight, math.sqrt(2 / (3 + 8)))
+    assert_uniform(G[-4].weight, math.sqrt(2 / (3 + 8)))
+    up, down = G[8], D[7]
     assert_uniform(up.shortcut[0].weight, math.sqrt(2 / (128 + 4 * 64)))
     assert_uniform(down.shortcut.weight, math.sqrt(2 / (8 + 16 / 4)))
     assert_uniform(up.layers[3].weight, math.sqrt(4 / (64 * 9 / 4 + 32 * 9)))
@@ -379,11 +452,11 @@ def test_the_101_layer_resnet_by_resolution():
     up = ([(64, 4, 4)] * 6 + [(32, 8, 8)] * 7 + [(16, 16, 16)] * 7 + [(8, 32, 32)] * 7 + [(4, 64, 64)] * 6)
     down = [(4, 64, 64)] * 5 + [(8, 32, 32)] * 7 + [(16, 16, 16)] * 7 + [(32, 8, 8)] * 7 + [(64, 4, 4)] * 7
     assert seen == up + down
-    assert isinstance(G[-1], nn.Tanh) and G[-2].by == D[-2].by == 1 / 5
+    assert isinstance(G[-2], nn.Tanh) and G[-3].by == D[-2].by == 1 / 5
     equal = 64 * 32 + 32 + 32 * 32 * 9 + 32 + 32 * 64 + 2 * 64
     assert count(G[2]) == equal
     assert count(G[8]) == (64 * 32 + 32) + (32 * 16 * 9 + 16) + 16 * 32 + 2 * 32 + (64 * 4 * 32 + 4 * 32)
-    assert count(D[6]) == (4 * 2 + 2) + (2 * 4 * 9 + 4) + 4 * 8 + 2 * 8 + (4 * 8 + 8)
+    assert count(D[7]) == (4 * 2 + 2) + (2 * 4 * 9 + 4) + 4 * 8 + 2 * 8 + (4 * 8 + 8)
 
 
 def test_a_bottleneck_by_its_definition():
@@ -396,7 +469,7 @@ def test_a_bottleneck_by_its_definition():
         shortcut = x
         if resample == "down":  # every second pixel
             w = b.shortcut.weight[:, :, 0, 0]
-            shortcut = torch.einsum("oi,mihw->mohw", w, x[:, :, ::2, ::2])
+            shortcut = torch.einsum("oi,mihw->mohw", w, x[:, :, 1::2, 1::2])
         if resample == "up":  # four channels become 2 x 2 pixels
             four = b.shortcut[0](x).unflatten(1, (n_out, 2, 2))
             shortcut = four.permute(0, 1, 4, 2, 5, 3).reshape(3, n_out, 12, 12)

@@ -155,12 +155,12 @@ def test_a_row_gets_its_nonlinearities_norms_and_widths(method, norm):
     assert len(of(G, nn.Tanh)) == 8 and len(of(D, models.ShiftedSoftplus)) == 11 and not of(G, models.ShiftedSoftplus)
     assert len(of(G, (nn.BatchNorm1d, nn.BatchNorm2d))) == 7 and len(of(D, norm)) == 10
     assert not of(D, {nn.BatchNorm2d: nn.GroupNorm, nn.GroupNorm: nn.BatchNorm2d}[norm])
-    assert G[-2].in_channels == 2 and D[0].out_channels == 4  # 64/32 and 128/32
+    assert G[-3].in_channels == 2 and D[1].out_channels == 4  # 64/32 and 128/32
     for G_norm, D_norm in [(True, False), (False, True)]:
         G, D = script.networks(different | {"Batch norm (G)": G_norm, "Batch norm (D)": D_norm}, method, divide=32)
         assert bool(of(G, (nn.BatchNorm1d, nn.BatchNorm2d))) == G_norm and bool(of(D, norm)) == D_norm
     G, D = script.networks(different, method, 32, activation="ELU")  # Appendix D: in both, everywhere but at G's end
-    assert len(of(G, nn.ELU)) == 7 and len(of(G, nn.Tanh)) == 1 and isinstance(G[-1], nn.Tanh)
+    assert len(of(G, nn.ELU)) == 7 and len(of(G, nn.Tanh)) == 1 and isinstance(G[-2], nn.Tanh)
     assert len(of(D, nn.ELU)) == 11 and not of(D, models.ShiftedSoftplus)
 
 
