@@ -219,6 +219,27 @@ def test_the_classification_loss_of_generated_images_does_not_train_the_critic(c
     assert all(p.grad is not None for p in G.parameters())
 
 
+def test_the_generators_further_term_teaches_it_the_labels():
+    """A classifier that says which colour is strongest, and nothing but AC-GAN's term: G learns to obey."""
+    import models
+    import train_cifar_resnet as script
+
+    class Colours(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((1, 2, 3))
+
+        def classify(self, x):
+            return 10 * x.mean((2, 3))
+    torch.manual_seed(0)
+    G, D = models.CifarResNetGenerator(4, True), Colours()
+    method = wgan_gp.WGAN_GP._replace(generator_loss=lambda fake: 0 * fake.mean(), generator_term=script.generator_term)
+    opt_G = torch.optim.Adam(G.parameters(), lr=1e-2)
+    for _ in range(40):
+        wgan_gp.generator_step(G, D, opt_G, torch.randn(24, 128), torch.randint(3, (24,)), method=method)
+    z, y = torch.randn(300, 128), torch.randint(3, (300,))
+    assert (D.classify(G(z, y)).argmax(1) == y).float().mean() > 0.8
+
+
 def test_conditional_needs_labels(call, tmp_path):
     (tmp_path / "images").mkdir()
     for i in range(20):
