@@ -2,6 +2,7 @@
 
     python tests/benchmark.py                      toys, CIFAR DCGAN, CIFAR ResNet: Markdown on standard output
     python tests/benchmark.py --only dcgan --dim 16 --rounds 3
+    python tests/benchmark.py --methods            WGAN-GP, clipping and DCGAN, an iteration each
     python tests/benchmark.py --growth             seconds and memory of a DCGAN iteration: batch, width, image size
 
 Runs on a GPU if there is one. The textbook step is what most ports have, and is written out below: three critic passes
@@ -293,6 +294,23 @@ def compare(args):
                   f" | {count / 1e9:.1f} | {100 * count / times[i] / rate:.0f} % |", flush=True)
 
 
+def compare_methods(args):
+    """An iteration of the CIFAR DCGAN under each of Figure 3's methods, in turn."""
+    steps, case = {}, CASES["dcgan"]
+    for name in ("wgan-gp", "wgan", "dcgan"):
+        method = wgan_gp.METHODS[name]
+        G, D = case.ours[0](args.dim or case.dim), case.ours[1](args.dim or case.dim, None if method.lam else "batch")
+        G, D = G.to(args.device), D.to(args.device)
+        x = torch.rand(case.batch, *case.shape, device=args.device) * 2 - 1
+        steps[name] = wgan_gp.train(G, D, itertools.repeat((x,)), lambda m: (torch.randn(m, case.latent, device=args.device),),
+                                    method.optimizer(G.parameters()), method.optimizer(D.parameters()), method)
+    times = seconds([lambda step=step: next(step) for step in steps.values()], args.rounds, args.device, args.clock)
+    print(f"{hardware(args.device, args.clock)}; medians of {args.rounds} rounds\n")
+    print("| method | critic steps | iteration, ms | of DCGAN's |\n|---|---|---|---|")
+    for name, time_taken in zip(steps, times):
+        print(f"| {name} | {wgan_gp.METHODS[name].n_critic} | {time_taken * 1e3:.0f} | {time_taken / times[-1]:.1f} |")
+
+
 # ----------------------------------------------------------------------------------------------- cost as work grows
 
 IMAGE_NETWORKS = {  # side: channels, G, D
@@ -349,6 +367,7 @@ def main():
     parser.add_argument("--dim", type=int, help="width of the networks (default: 512, 64 and 128)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds, of which medians are taken (default 9)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--methods", action="store_true", help="WGAN-GP, clipping and DCGAN on the CIFAR networks")
     parser.add_argument("--growth", action="store_true", help="how seconds and memory grow, for the DCGAN")
     parser.add_argument("--cpu-time", dest="clock", action="store_const", const=time.process_time,
                         default=time.perf_counter,
@@ -361,7 +380,7 @@ def main():
         parser.error("--device cuda: torch sees no GPU here")
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU, for every candidate and the matrix product alike
     torch.manual_seed(0)
-    (growth_row if args.row else growth if args.growth else compare)(args)
+    (growth_row if args.row else growth if args.growth else compare_methods if args.methods else compare)(args)
 
 
 if __name__ == "__main__":

@@ -112,3 +112,12 @@ def test_no_critic_carries_a_second_derivative_of_zeros_through_its_layers(D, sh
     gradients = torch.autograd.grad(wgan_gp.gradient_penalty(D, *pair(shape)), list(D.parameters()), allow_unused=True)
     for (name, _), g in zip(D.named_parameters(), gradients):
         assert (g is None) == name.endswith("bias")
+
+
+@pytest.mark.parametrize("flags, rows", [(["--only", "toy", "dcgan", "--dim", "2"], 4), (["--methods", "--dim", "2"], 3)])
+def test_the_tables_have_a_row_for_each_candidate(flags, rows, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--rounds", "1", "--device", "cpu", *flags])
+    monkeypatch.setattr(benchmark, "matrix_rate", lambda *_: 1e9)
+    benchmark.main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(table) == 1 + rows and all(line.count("|") == table[0].count("|") for line in table)
