@@ -6,7 +6,7 @@
     python train_lsun.py --data my/photos             any folder of images; or --data shapes: no download
     python train_lsun.py --commands                   the commands of all 28 runs, one a line, for any scheduler
     python train_lsun.py --grid                       Figure 2, and Figure 5(a) of every run, from the runs in runs/
-    python train_lsun.py --measure                    seconds per iteration and memory of each architecture
+    python train_lsun.py --measure 3                  seconds per iteration and memory of each architecture
 
 200,000 iterations at batch 64, with each method's own hyperparameters (Appendix E). The paper "only succeeded in training
 every architecture with a shared set of hyperparameters using WGAN-GP", and its negative critic loss "converges toward a
@@ -61,7 +61,7 @@ def parse():
                         help="iterations between pictures, and between looks at the held-out images (default 1000)")
     parser.add_argument("--commands", action="store_true", help="print the 28 commands, with the other flags given here")
     parser.add_argument("--grid", action="store_true", help="draw Figures 2 and 5(a) from the runs in --out (default runs)")
-    parser.add_argument("--measure", action="store_true", help="time --iterations of each architecture under WGAN-GP")
+    parser.add_argument("--measure", type=runs.whole(1), metavar="N", help="time each architecture's steps under WGAN-GP, N times each")
     args = fast.parse(parser)
     if args.size == 128 and args.architecture != "resnet":
         parser.error(f"--size 128: {args.architecture} has 64 x 64 networks alone; choose --architecture resnet")
@@ -179,7 +179,7 @@ def draw_grid(folder):
 def measure_all(args):
     """A table of each architecture's weights, seconds per iteration and memory, each measured in a process of its own."""
     print(f"WGAN-GP, width {args.dim}, batch {args.batch_size}, torch {torch.__version__}, {runs.hardware(args.device)}; "
-          f"the mean of {args.iterations} after one\n")
+          f"5 critic steps and one of the generator, each step the fastest of {args.measure}\n")
     print("| architecture | pixels | weights of G | of D | s/iteration | peak memory, GB |\n|---|---|---|---|---|---|")
     for architecture, size in [*((row, 64) for row in models.LSUN), ("resnet", 128)]:
         args = argparse.Namespace(**{**vars(args), "architecture": architecture, "size": size, "method": "wgan-gp"})
@@ -191,20 +191,26 @@ def measure_all(args):
 def measure(args):
     """(weights of G, weights of D, seconds per iteration, bytes at the peak) of one architecture, on noise."""
     method, G, D = make(args)
-    images = torch.randint(256, (2 * args.batch_size, 3, args.size, args.size), dtype=torch.uint8)
-    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
-    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
-    seconds = []
-    for step in wgan_gp.train(G, D, batches, latents, method.optimizer(G.parameters()), method.optimizer(D.parameters()),
-                              method, iterations=args.iterations + 1):
-        float(step.generator_loss)  # waits for a GPU
-        seconds.append(time.perf_counter())
+    opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
+    x = 2 * torch.rand(args.batch_size, 3, args.size, args.size, device=args.device) - 1
+    z = torch.randn(args.batch_size, models.LATENT, device=args.device)
+
+    def least(step, *arguments):
+        seconds = []
+        for _ in range(args.measure):
+            start = time.perf_counter()
+            step(G, D, *arguments, method=method)
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+    seconds = method.n_critic * least(wgan_gp.critic_step, opt_D, x, z) + least(wgan_gp.generator_step, opt_G, z)
     import resource  # not on Windows
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in kB
     if args.device == "cuda":
         memory = torch.cuda.max_memory_allocated()
     count = lambda network: sum(w.numel() for w in network.parameters())
-    return count(G), count(D), (seconds[-1] - seconds[0]) / args.iterations, memory
+    return count(G), count(D), seconds, memory
 
 
 if __name__ == "__main__":

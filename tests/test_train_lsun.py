@@ -154,7 +154,7 @@ def test_a_table_of_weights_seconds_and_memory(call, monkeypatch):
             return function(*arguments)
     monkeypatch.setattr(train_lsun.multiprocessing, "get_context", lambda kind: Here())
     monkeypatch.setattr(models, "LSUN", {name: models.LSUN[name] for name in ("mlp", "resnet")})
-    code, stdout, stderr = call("train_lsun.py", "--measure", "--dim", 4, "--batch-size", 2, "--iterations", 1)
+    code, stdout, stderr = call("train_lsun.py", "--measure", 1, "--dim", 4, "--batch-size", 2)
     assert code == 0, stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in stdout.splitlines() if line.startswith("| ")][1:]
     assert [row[:2] for row in rows] == [["mlp", "64"], ["resnet", "64"], ["resnet", "128"]]
