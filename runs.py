@@ -167,10 +167,12 @@ def flags(doc, data, iterations, batch_size):
                         help=f"generator iterations (default {iterations or 'see above'})")
     parser.add_argument("--batch-size", type=whole(2), default=batch_size, metavar="N",
                         help=f"examples in a batch (default {batch_size})")
-    parser.add_argument("--seed", type=whole(0, 2 ** 32), default=0, metavar="N", help="the same seed, the same run (default 0)")
+    parser.add_argument("--seed", type=whole(0, 2 ** 32), default=0, metavar="N",
+                        help="the same seed, the same run (default 0)")
     parser.add_argument("--device", type=device, default="auto", metavar="{auto,cpu,cuda,mps}",
                         help="where to compute (default: a GPU if there is one)")
-    parser.add_argument("--out", metavar="DIR", help="where the run is written (default below runs/, named after what is trained)")
+    parser.add_argument("--out", metavar="DIR",
+                        help="where the run is written (default below runs/, named after what is trained)")
     parser.add_argument("--data", default=data, metavar="NAME|PATH", help=f"what to train on (default {data or 'see above'})")
     parser.add_argument("--data-dir", default="data", metavar="DIR",
                         help="where published archives are looked for and downloaded to (default data)")

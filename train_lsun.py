@@ -8,10 +8,11 @@
     python train_lsun.py --grid                       Figure 2, and Figure 5(a) of every run, from the runs in runs/
     python train_lsun.py --measure 3                  seconds per iteration and memory of each architecture
 
-200,000 iterations at batch 64, with each method's own hyperparameters (Appendix E). The paper "only succeeded in training
-every architecture with a shared set of hyperparameters using WGAN-GP", and its negative critic loss "converges toward a
-minimum". How to get LSUN as a folder of images is in the README. Images are cropped and resized once, into a file beside
-the run's folder, which all runs on that folder of images share. What came out here, and how short it was: results/lsun.
+200,000 iterations at batch 64, with each method's own hyperparameters (Appendix E). The paper "only succeeded in
+training every architecture with a shared set of hyperparameters using WGAN-GP", and its negative critic loss "converges
+toward a minimum". How to get LSUN as a folder of images is in the README. Images are cropped and resized once, into a
+file beside the run's folder, which all runs on that folder of images share. What came out here, and how short it was:
+results/lsun.
 """
 import argparse
 import itertools
@@ -33,7 +34,8 @@ import wgan_gp
 
 ROWS = {"dcgan": "Baseline (G: DCGAN, D: DCGAN)", "constant-filters": "G: no BN, constant filters; D: DCGAN",
         "mlp": "G: 4-layer 512-dim ReLU MLP; D: DCGAN", "no-norm": "No normalization in either G or D",
-        "gated": "Gated multiplicative nonlinearities", "tanh": "tanh nonlinearities", "resnet101": "101-layer ResNet G and D"}
+        "gated": "Gated multiplicative nonlinearities", "tanh": "tanh nonlinearities",
+        "resnet101": "101-layer ResNet G and D"}
 COLUMNS = {"dcgan": "DCGAN", "lsgan": "LSGAN", "wgan": "WGAN (clipping)", "wgan-gp": "WGAN-GP (ours)"}
 HELD_OUT = 1_000  # at most so many held-out images are looked at
 
@@ -52,16 +54,20 @@ def main():
 
 def parse():
     parser = runs.flags(__doc__, data="data/lsun", iterations=200_000, batch_size=64)
-    parser.add_argument("--architecture", choices=models.LSUN, default="dcgan", help="the networks (Section 5.2; Figure 2's rows)")
+    parser.add_argument("--architecture", choices=models.LSUN, default="dcgan",
+                        help="the networks (Section 5.2; Figure 2's rows)")
     parser.add_argument("--method", choices=COLUMNS, default="wgan-gp", help="the training method (Figure 2's columns)")
     parser.add_argument("--size", type=int, choices=[64, 128], default=64, help="pixels a side (128: resnet alone)")
     parser.add_argument("--dim", type=runs.whole(4), default=64, help="width of both networks (authors' code: 64)")
-    parser.add_argument("--beta1", type=runs.number(0, 1), help="Adam's (default .5, Appendix E; the authors' code: 0 for WGAN-GP)")
+    parser.add_argument("--beta1", type=runs.number(0, 1),
+                        help="Adam's (default .5, Appendix E; the authors' code: 0 for WGAN-GP)")
     parser.add_argument("--sample-every", type=runs.whole(1), default=1_000, metavar="N",
                         help="iterations between pictures, and between looks at the held-out images (default 1000)")
     parser.add_argument("--commands", action="store_true", help="print the 28 commands, with the other flags given here")
-    parser.add_argument("--grid", action="store_true", help="draw Figures 2 and 5(a) from the runs in --out (default runs)")
-    parser.add_argument("--measure", type=runs.whole(1), metavar="N", help="time each architecture's steps under WGAN-GP, N times each")
+    parser.add_argument("--grid", action="store_true",
+                        help="draw Figures 2 and 5(a) from the runs in --out (default runs)")
+    parser.add_argument("--measure", type=runs.whole(1), metavar="N",
+                        help="time each architecture's steps under WGAN-GP, N times each")
     args = fast.parse(parser)
     if args.size == 128 and args.architecture != "resnet":
         parser.error(f"--size 128: {args.architecture} has 64 x 64 networks alone; choose --architecture resnet")
@@ -143,7 +149,7 @@ def print_commands():
 
 
 def draw_grid(folder):
-    """Figure 2, and Figure 5(a) of each of its cells, from the runs below `folder`; what has not been run is crossed out."""
+    """Figure 2, and Figure 5(a) of each of its cells, from the runs below `folder`; what was not run is crossed out."""
     found, kinds = {}, set()
     for path in sorted(folder.glob("*/config.json")):
         try:
@@ -159,7 +165,7 @@ def draw_grid(folder):
             raise runs.Mistake(f"{found[cell]} and {path.parent} are both {cell[0]} with {cell[1]}: move one away")
         found[cell] = path.parent
     if not found:
-        raise runs.Mistake(f"no run of train_lsun.py in {folder}: train some first (--commands), or say where with --out")
+        raise runs.Mistake(f"no run of train_lsun.py in {folder}: train some first (--commands), or say where (--out)")
     if len(kinds) > 1:
         raise runs.Mistake(f"the runs in {folder} do not belong in one figure ({'; '.join(sorted(kinds))}): say --out")
     samples, curves, captions = [], [], []
@@ -177,9 +183,9 @@ def draw_grid(folder):
 
 
 def measure_all(args):
-    """A table of each architecture's weights, seconds per iteration and memory, each measured in a process of its own."""
-    print(f"WGAN-GP, width {args.dim}, batch {args.batch_size}, torch {torch.__version__}, {runs.hardware(args.device)}; "
-          f"5 critic steps and one of the generator, each step the fastest of {args.measure}\n")
+    """A table of each architecture's weights, seconds per iteration and memory, each from a process of its own."""
+    print(f"WGAN-GP, width {args.dim}, batch {args.batch_size}, torch {torch.__version__}, "
+          f"{runs.hardware(args.device)}; 5 critic steps and one of the generator, each step the fastest of {args.measure}\n")
     print("| architecture | pixels | weights of G | of D | s/iteration | peak memory, GB |\n|---|---|---|---|---|---|")
     for architecture, size in [*((row, 64) for row in models.LSUN), ("resnet", 128)]:
         args = argparse.Namespace(**{**vars(args), "architecture": architecture, "size": size, "method": "wgan-gp"})

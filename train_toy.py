@@ -46,7 +46,8 @@ def main():
 def parse():
     parser = runs.flags(__doc__, data=None, iterations=None, batch_size=256)
     parser.add_argument("--train-generator", action="store_true", help="train G too, instead of drawing the figure")
-    parser.add_argument("--paper", action="store_true", help="the paper's lambda 10 and Adam 1e-4; the authors' 512 units and 100,000 iterations")
+    parser.add_argument("--paper", action="store_true",
+                        help="the paper's lambda 10 and Adam 1e-4; the authors' 512 units and 100,000 iterations")
     parser.add_argument("--lam", type=runs.number(1e-9), help="weight of the penalty (the paper: 10; authors' toys: .1)")
     parser.add_argument("--lr", type=runs.number(1e-9), help="Adam's learning rate with the penalty (the paper: 1e-4)")
     parser.add_argument("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (Algorithm 1: 0; authors' toys: .5)")

@@ -44,7 +44,7 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
 
 
 def clip_weights(D, c):
-    """Weight clipping, the constraint of the original WGAN (Arjovsky et al. [2]): every parameter of D into [-c, c], in place."""
+    """Weight clipping, the original WGAN's constraint (Arjovsky et al. [2]): every parameter of D into [-c, c], in place."""
     with torch.no_grad():
         for w in D.parameters():
             w.clamp_(-c, c)
@@ -196,7 +196,7 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
     for group in groups:
         group.setdefault("initial_lr", group["lr"])  # kept in the optimiser's state, and so when a run is resumed
     for iteration in range(start, iterations):  # line 1
-        if seed is not None:  # an odd number above a million keeps seeds apart; CPU generators heed the low 32 bits only
+        if seed is not None:  # an odd number above a million keeps seeds apart; CPU generators heed 32 bits only
             torch.manual_seed(seed * 1_000_003 + iteration)
         for group in groups:
             group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
