@@ -46,7 +46,8 @@ def train(G, D, batches, latents, opt_G, opt_D, method=wgan_gp.WGAN_GP, iteratio
         group.setdefault("initial_lr", group["lr"])
     rates = [torch.tensor(group["lr"], device=device) for group in groups] if decay else []  # for a graph to read
     for state in [*opt_G.state.values(), *opt_D.state.values()]:
-        state["step"] = state["step"].to(device)  # a checkpoint has it on the CPU
+        if "step" in state:
+            state["step"] = state["step"].to(device)  # a checkpoint has it on the CPU
     # One pass through lines 2 to 12 at each next(); random numbers and learning rates are seen to below.
     algorithm = wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method, WARM_UP + 1, seed=None,
                               generator_batch=generator_batch)

@@ -61,7 +61,8 @@ def main(script):
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(getattr(problem, "exit_code", 1))
     except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted; if a checkpoint was saved, --resume goes on from it", file=sys.stderr)
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; if a checkpoint was saved, --resume goes on from it",
+              file=sys.stderr)
         sys.exit(130)
 
 
@@ -81,6 +82,8 @@ def together():
     if PROCESSES == 1:
         yield
         return
+    if "MASTER_ADDR" not in os.environ:
+        raise Mistake(f"WORLD_SIZE is {PROCESSES}, but torchrun has not started this: use it, or unset WORLD_SIZE")
     silent, stderr = open(os.devnull, "w"), sys.stderr
     if RANK:
         sys.stdout = sys.stderr = silent
@@ -97,7 +100,8 @@ def together():
             time.sleep(2)  # torchrun ends all when one leaves: first let rank 0 say what is wrong with the flags
         raise
     except BaseException:
-        sys.stderr = stderr if blackboard.add("failures", 1) == 1 else silent
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        sys.stderr = stderr if blackboard.add(f"failures of attempt {attempt}", 1) == 1 else silent
         raise
     dist.destroy_process_group()
 
@@ -238,6 +242,8 @@ def folder(args, default):
     """Where a run is to be: --out, or `default`. A Mistake if it cannot begin there, or with --resume go on; to be
     asked before anything long, such as a download, and leaves nothing behind."""
     out = Path(args.out or default)
+    if RANK:
+        return out  # rank 0 alone reads and writes there: other machines need not see it
     resumable = (out / "checkpoint.pt").exists()
     if args.resume and not resumable:
         raise Mistake(f"there is no checkpoint in {out}: leave --resume out, or say another --out", 2)
@@ -270,6 +276,8 @@ class Run:
         self.objects, self.rows, self.last = {}, [], {}
         self.seconds, self.saved_iteration, self.interrupted = 0.0, None, 0
         self.first, self.lock, self.saved_at = RANK == 0, None, time.monotonic()
+        if PROCESSES > 1 and not hasattr(args, "fast"):  # the scripts that share their batches have that flag
+            raise Mistake(f"{self.script} is for one process: start it with python, not with torchrun", 2)
         config = {"script": self.script, "flags": vars(args), "python": platform.python_version(),
                   "torch": torch.__version__, "hardware": hardware(args.device), "processes": PROCESSES}
         self.loaded = self.claim(config) if self.first else None
@@ -282,7 +290,6 @@ class Run:
     def claim(self, config):
         """Make the folder this run's alone, or raise a Mistake; returns what the checkpoint holds on --resume."""
         folder(self.args, self.out)
-        loaded = self.load(config) if self.args.resume else None
         self.out.mkdir(parents=True, exist_ok=True)
         if fcntl:
             self.lock = open(self.out / ".lock", "w")
@@ -290,6 +297,12 @@ class Run:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise Mistake(f"another run is writing into {self.out}: choose another --out", 2) from None
+        try:
+            folder(self.args, self.out)  # again: another run may have ended here before the folder was locked
+            loaded = self.load(config) if self.args.resume else None
+        except Mistake:
+            self.leave()
+            raise
         if not self.args.resume:
             write(self.out / "config.json", json.dumps(config, indent=2) + "\n")
             write(self.out / "log.csv", ",".join(self.columns) + "\n")
@@ -350,8 +363,10 @@ class Run:
 
     def interrupt(self, signum, frame):
         """Ask the loop to stop at its next checkpoint(); asked a second time, stop at once."""
-        if self.interrupted:
+        if self.interrupted and signum == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.interrupted:
+            return  # a scheduler's SIGTERM comes again through torchrun, perhaps while this is saving
         self.interrupted = signum
         print("\nstopping after this iteration (once more: at once, without saving)", file=sys.stderr)
 

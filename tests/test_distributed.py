@@ -60,7 +60,7 @@ def process(folder):
     step, gradients, weights = two_steps(slice(4 * runs.RANK, 4 * runs.RANK + 4), runs.average_gradients)
     held = {"steps": (runs.average_losses(step)._asdict(), gradients, weights), "drawn": []}
     # A run with batch norm and Adam, in which the networks of rank 1 begin with other weights.
-    args = argparse.Namespace(out=str(folder / "run"), resume=False, device="cpu", seed=0, iterations=3,
+    args = argparse.Namespace(out=str(folder / "run"), resume=False, fast=False, device="cpu", seed=0, iterations=3,
                               checkpoint_seconds=0)
     run = runs.Run(args, None)
     torch.manual_seed(runs.RANK)

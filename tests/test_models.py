@@ -413,6 +413,7 @@ def test_64x64_initialisation():
     assert_uniform(up.shortcut[0].weight, math.sqrt(2 / (128 + 4 * 64)))
     assert_uniform(down.shortcut.weight, math.sqrt(2 / (8 + 16 / 4)))
     assert_uniform(up.layers[3].weight, math.sqrt(4 / (64 * 9 / 4 + 32 * 9)))
+    assert_uniform(down.layers[3].weight, math.sqrt(4 / (4 * 9 + 8 * 9 / 4)))
 
 
 def test_residual_networks_of_64_and_128_pixels():
@@ -434,6 +435,22 @@ def test_residual_networks_of_64_and_128_pixels():
         for b in layers(D, models.ResidualBlock):
             b.register_forward_hook(lambda m, i, o: seen.append(o.shape[2]))
         assert D(x).shape == (2,) and seen == [64, 32, 16, 8, 4][-len(seen):]
+
+
+def test_what_the_residual_networks_have_around_their_blocks():
+    """G: norm, ReLU, 3x3, tanh after the last block. D: nothing but the linear layer after it."""
+    torch.manual_seed(0)
+    G, D = models.resnet_generator(4).double(), models.resnet_critic(4).double()
+    h = G[1](G[0](z := torch.randn(2, 128).double()))
+    for block in layers(G, models.ResidualBlock):
+        h = block(h)
+    norm, conv = layers(nn.ModuleList(G[6:]), nn.BatchNorm2d, nn.Conv2d)
+    torch.testing.assert_close(G(z), torch.tanh(conv(torch.relu(norm(h)))))
+    x = torch.randn(2, 3, 64, 64).double()
+    h = D[0](x)
+    for block in layers(D, models.ResidualBlock):
+        h = block(h)
+    torch.testing.assert_close(D(x), layers(D, nn.Linear)[0](h.flatten(1)).flatten())
 
 
 def test_101_layers_on_the_way_through_each_network_of_the_101_layer_resnet():

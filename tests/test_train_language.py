@@ -106,17 +106,6 @@ def test_one_hot():
     assert torch.equal(x, torch.nn.functional.one_hot(codes.long(), 4).transpose(1, 2).float())
 
 
-def test_a_hundred_thousand_lines_are_counted_in_seconds_and_compared_in_no_time():
-    import time
-    codes = lines_of(95, 100_000, 32, seed=5)
-    begun = time.perf_counter()
-    counts = script.n_grams(codes, 4, 95)
-    counted = time.perf_counter()
-    script.js_divergence(script.n_grams(codes[:640], 4, 95), counts)
-    compared = time.perf_counter()
-    assert counted - begun < 10 and compared - counted < 0.5
-
-
 # ----------------------------------------------------------------------------------------------- the command line
 
 def test_samples_and_divergences(call, tmp_path, text):

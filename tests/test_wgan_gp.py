@@ -423,6 +423,10 @@ def test_held_out_loss_is_the_mean_over_examples_whatever_the_batches():
     expected = (7 - D(x).mean() + 10 * 16).item(), (D(x).mean() - 7).item(), 16
     for cuts in ([10], [4, 6], [1, 2, 7]):
         assert wgan_gp.held_out_loss(G, D, [(b,) for b in x.split(cuts)], latents) == pytest.approx(expected)
+    asked = []
+    labelled = lambda z, y: asked.extend(y.tolist()) or G(z)
+    wgan_gp.held_out_loss(labelled, D, [(b, y) for b, y in zip(x.split(5), torch.arange(10).split(5))], latents)
+    assert asked == list(range(10))  # G is asked for the labels of x
     method = WGAN_GP._replace(critic_term=lambda D, x, *y: 100.0)
     loss, *others = wgan_gp.held_out_loss(G, D, [(x,)], latents, method)
     assert loss == pytest.approx(expected[0] + 100) and others == pytest.approx(expected[1:])
