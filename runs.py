@@ -60,6 +60,12 @@ def main(script):
         message = " ".join(str(problem).split())
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(getattr(problem, "exit_code", 1))
+    except RuntimeError as problem:  # torch's, on a GPU a subclass
+        if "memory" not in str(problem):
+            raise
+        print(f"{Path(sys.argv[0]).name}: out of memory: lower --batch-size or the width, and choose another --out",
+              file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted; if a checkpoint was saved, --resume goes on from it",
               file=sys.stderr)
@@ -166,7 +172,8 @@ def average_losses(step):
 
 def flags(doc, data, iterations, batch_size):
     """The argument parser that every training script starts from. doc: the script's docstring, shown by --help."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=whole(1), default=iterations, metavar="N",
                         help=f"generator iterations (default {iterations or 'see above'})")
     parser.add_argument("--batch-size", type=whole(2), default=batch_size, metavar="N",

@@ -65,7 +65,7 @@ def train(args):
         method = method._replace(optimizer=partial(method.optimizer, betas=betas))
     # No batch norm where there is a penalty: it would tie the examples of a batch to each other (Section 4).
     norm = {"auto": None if method.lam else "batch", "none": None}.get(args.norm, args.norm)
-    name = "cifar" if args.data == "cifar10" else Path(args.data).name
+    name = "cifar" if args.data == "cifar10" else Path(args.data).resolve().name
     out = runs.folder(args, f"runs/{name}-{args.method}")
     with runs.one_first():
         images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=out)
@@ -129,6 +129,8 @@ def draw_figure(folder):
                                  for label, log in logs.items()}
         rows.append([runs.line_chart(over("iteration", 1), title, "generator iterations", log_y=log_y),
                      runs.line_chart(over("seconds", 1 / 3600), title, "wall-clock time (hours)", log_y=log_y)])
+    if not rows:
+        raise runs.Mistake(f"the runs in {folder} have not logged anything yet: let them run for a while")
     runs.save_png(runs.beside(rows), folder / "figure3.png")
     scored = sum(np.isfinite(log["inception_score"]).any() for log in logs.values())
     print(f"drew {len(logs)} of 4 runs, {scored} of them with Inception scores: {folder / 'figure3.png'}")

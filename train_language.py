@@ -30,14 +30,16 @@ def main():
     args = parse()
     method = wgan_gp.METHODS[args.method]
     if args.beta1 is not None:
-        method = method._replace(optimizer=partial(method.optimizer, betas=(args.beta1, 0.9)))
+        betas = (args.beta1, method.optimizer.keywords["betas"][1])
+        method = method._replace(optimizer=partial(method.optimizer, betas=betas))
     if method.n_critic > 1:
         method = method._replace(n_critic=args.n_critic)
+    out = runs.folder(args, f"runs/language-{args.method}")
     codes, alphabet = data.text(args.data, args.data_dir, args.max_lines, args.length)
     if len(codes) < args.batch_size:
         raise runs.Mistake(f"{args.data}: {len(codes)} lines are fewer than a batch of {args.batch_size}: "
                            f"lower --batch-size, or add lines")
-    run = runs.Run(args, out=f"runs/language-{args.method}",
+    run = runs.Run(args, out,
                    columns=[f"js{n}" for n in ORDERS] + [f"js{n}_floor" for n in ORDERS])
     counts, floors = statistics(codes.numpy(), len(alphabet))
     print(f"{len(codes)} lines, {len(alphabet)} characters; of real lines: "

@@ -2,7 +2,7 @@
 
     python train_lsun.py                              WGAN-GP on the baseline, DCGAN; images in data/lsun
     python train_lsun.py --architecture tanh --method lsgan     any of the 28: --help names them
-    python train_lsun.py --architecture resnet --size 128       Figure 4; at 64 the authors' own best networks
+    python train_lsun.py --architecture resnet --size 128       Figure 4; at 64 the authors' "good" networks
     python train_lsun.py --data my/photos             any folder of images; or --data shapes: no download
     python train_lsun.py --commands                   the commands of all 28 runs, one a line, for any scheduler
     python train_lsun.py --grid                       Figure 2, and Figure 5(a) of every run, from the runs in runs/
@@ -15,10 +15,12 @@ file beside the run's folder, which all runs on that folder of images share. Wha
 results/lsun.
 """
 import argparse
+import concurrent.futures
 import itertools
 import json
 import multiprocessing
 import shlex
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -63,17 +65,18 @@ def parse():
                         help="Adam's (default .5, Appendix E; the authors' code: 0 for WGAN-GP)")
     parser.add_argument("--sample-every", type=runs.whole(1), default=1_000, metavar="N",
                         help="iterations between pictures, and between looks at the held-out images (default 1000)")
-    parser.add_argument("--commands", action="store_true", help="print the 28 commands, with the other flags given here")
-    parser.add_argument("--grid", action="store_true",
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--commands", action="store_true", help="print the 28 commands, with the other flags given here")
+    instead.add_argument("--grid", action="store_true",
                         help="draw Figures 2 and 5(a) from the runs in --out (default runs)")
-    parser.add_argument("--measure", type=runs.whole(1), metavar="N",
+    instead.add_argument("--measure", type=runs.whole(1), metavar="N",
                         help="time each architecture's steps under WGAN-GP, N times each")
     args = fast.parse(parser)
     if args.size == 128 and args.architecture != "resnet":
         parser.error(f"--size 128: {args.architecture} has 64 x 64 networks alone; choose --architecture resnet")
-    if args.architecture == "resnet101" and args.dim % 4:
+    if args.dim % 4 and (args.architecture == "resnet101" or args.commands or args.measure):
         parser.error(f"--dim {args.dim}: resnet101 has layers of a quarter of it; choose a multiple of 4")
-    if args.beta1 is not None and "betas" not in wgan_gp.METHODS[args.method].optimizer.keywords:
+    if args.beta1 is not None and not args.commands and "betas" not in wgan_gp.METHODS[args.method].optimizer.keywords:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
     args.beta1 = 0.5 if args.beta1 is None else args.beta1  # of both methods that have Adam (Appendix E)
     return args
@@ -93,7 +96,7 @@ def make(args):
 
 
 def train(args):
-    name = f"{Path(args.data).name}{args.size if args.size > 64 else ''}-{args.architecture}-{args.method}"
+    name = f"{Path(args.data).resolve().name}{args.size if args.size > 64 else ''}-{args.architecture}-{args.method}"
     out = runs.folder(args, f"runs/{name}")
     if args.data == "data/lsun" and not Path(args.data).is_dir():
         raise runs.Mistake("there is no folder data/lsun: the README says how to export LSUN to images; or choose "
@@ -142,10 +145,15 @@ def print_commands():
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--commands", action="store_true")
     parser.add_argument("--out")
+    for name in ("--architecture", "--method", "--beta1"):
+        parser.add_argument(name)
     mine, others = parser.parse_known_args()
     for architecture, method in itertools.product(ROWS, COLUMNS):
         out = ["--out", f"{mine.out}/{architecture}-{method}"] if mine.out else []
-        print(shlex.join(["python", "train_lsun.py", *others, "--architecture", architecture, "--method", method, *out]))
+        adam = "betas" in wgan_gp.METHODS[method].optimizer.keywords
+        beta1 = ["--beta1", mine.beta1] if mine.beta1 is not None and adam else []
+        print(shlex.join(["python", "train_lsun.py", *others, "--architecture", architecture, "--method", method,
+                          *beta1, *out]))
 
 
 def draw_grid(folder):
@@ -155,7 +163,7 @@ def draw_grid(folder):
         try:
             config = json.loads(path.read_text())
             flags = config["flags"]
-            if config["script"] != "train_lsun.py" or flags["architecture"] not in ROWS:
+            if config["script"] != "train_lsun.py" or flags["architecture"] not in ROWS or flags["method"] not in COLUMNS:
                 continue
             cell = flags["architecture"], flags["method"]
             kinds.add(f"{Path(flags['data']).name}, width {flags['dim']}, batch {flags['batch_size']}")
@@ -171,7 +179,8 @@ def draw_grid(folder):
     samples, curves, captions = [], [], []
     for architecture in ROWS:
         here = [found.get((architecture, method)) for method in COLUMNS]
-        newest = [max((run / "samples").glob("*.png"), default=None) if run else None for run in here]
+        newest = [max((path for path in (run / "samples").glob("*.png") if path.stem.isdigit()), default=None,
+                      key=lambda path: int(path.stem)) if run else None for run in here]
         # The first eight of the 64 samples, two rows of four.
         samples.append([Image.open(path).crop((0, 0, 4 * 66 - 2, 2 * 66 - 2)) if path else None for path in newest])
         captions.append([f"iteration {int(path.stem):,}" if path else "" for path in newest])
@@ -189,8 +198,12 @@ def measure_all(args):
     print("| architecture | pixels | weights of G | of D | s/iteration | peak memory, GB |\n|---|---|---|---|---|---|")
     for architecture, size in [*((row, 64) for row in models.LSUN), ("resnet", 128)]:
         args = argparse.Namespace(**{**vars(args), "architecture": architecture, "size": size, "method": "wgan-gp"})
-        with multiprocessing.get_context("spawn").Pool(1) as fresh:
-            G, D, seconds, memory = fresh.apply(measure, [args])
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            try:
+                G, D, seconds, memory = fresh.submit(measure, args).result()
+            except concurrent.futures.BrokenExecutor:
+                raise runs.Mistake(f"{architecture} at {size} pixels was killed, perhaps for its memory: lower --batch-size "
+                                   f"or --dim") from None
         print(f"| {architecture} | {size} | {G:,} | {D:,} | {seconds:.3g} | {memory / 1e9:.2f} |", flush=True)
 
 
@@ -212,7 +225,7 @@ def measure(args):
         return min(seconds)
     seconds = method.n_critic * least(wgan_gp.critic_step, opt_D, x, z) + least(wgan_gp.generator_step, opt_G, z)
     import resource  # not on Windows
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in kB
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if args.device == "cuda":
         memory = torch.cuda.max_memory_allocated()
     count = lambda network: sum(w.numel() for w in network.parameters())

@@ -31,6 +31,7 @@ for the same mean and covariance, 0 for the mean image again and again, below 0 
 training images, .55 for images reduced to 2x2 pixels, .35 for images of one colour, .16 for white noise.
 """
 import argparse
+import copy
 import itertools
 import json
 import math
@@ -203,7 +204,9 @@ def train(args):
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
     architecture = architectures(args.seed)[args.index]
-    run = runs.Run(runs.part(args, name), out=folder / name)
+    own = copy.copy(args)  # with --resume, what was cut off goes on, and what was not begun begins
+    own.out, own.resume = str(folder / name), args.resume and (folder / name / "checkpoint.pt").exists()
+    run = runs.Run(own, out=folder / name)
 
     G, D = networks(architecture, args.method, args.divide_filters, APPENDIX_D.get(args.activation))
     G, D = G.to(args.device), D.to(args.device)

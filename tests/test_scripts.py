@@ -219,6 +219,19 @@ def test_the_classification_loss_of_generated_images_does_not_train_the_critic(c
     assert all(p.grad is not None for p in G.parameters())
 
 
+def test_a_figure_of_runs_that_have_logged_nothing(call, tmp_path):
+    (tmp_path / "cifar-wgan").mkdir()
+    (tmp_path / "cifar-wgan" / "log.csv").write_text(",".join([*runs.Run.COLUMNS, "inception_score"]) + "\n")
+    code, _, stderr = call("train_cifar.py", "--figure", "--out", tmp_path)
+    assert code == 1 and "have not logged anything yet" in stderr and "Traceback" not in stderr
+
+
+def test_out_of_memory_is_one_line(call, tmp_path):
+    code, _, stderr = call("train_lsun.py", "--architecture", "mlp", "--dim", 2 ** 27, "--batch-size", 4,
+                           "--data", "shapes", "--out", tmp_path / "a")
+    assert code == 1 and "out of memory" in stderr.splitlines()[-1] and "Traceback" not in stderr
+
+
 def test_the_generators_further_term_teaches_it_the_labels():
     """A classifier that says which colour is strongest, and nothing but AC-GAN's term: G learns to obey."""
     import models

@@ -1,4 +1,5 @@
 """train_lsun.py: the 28 runs, Figure 2 drawn from them, and mistakes."""
+import concurrent.futures
 import json
 import shlex
 
@@ -105,7 +106,8 @@ def test_the_negative_critic_loss_is_drawn_with_its_sign(monkeypatch):
 # ------------------------------------------------------------------------------------------------- Figure 2, commands
 
 def test_28_commands_that_parse_and_keep_the_other_flags(call, monkeypatch):
-    code, stdout, _ = call("train_lsun.py", "--commands", "--data", "my photos", "--iterations", 7, "--out", "there")
+    code, stdout, _ = call("train_lsun.py", "--commands", "--data", "my photos", "--iterations", 7, "--out", "there",
+                           "--beta1", 0.25, "--architecture", "tanh")
     lines = stdout.splitlines()
     assert code == 0 and len(lines) == 28
     seen = set()
@@ -113,7 +115,7 @@ def test_28_commands_that_parse_and_keep_the_other_flags(call, monkeypatch):
         python, script, *flags = shlex.split(line)
         args = parsed(monkeypatch, *flags)
         assert (python, script) == ("python", "train_lsun.py") and not args.commands
-        assert (args.data, args.iterations) == ("my photos", 7)
+        assert (args.data, args.iterations) == ("my photos", 7) and ("--beta1" in flags) == (args.method in ("wgan-gp", "dcgan"))
         assert args.out == f"there/{args.architecture}-{args.method}"
         seen.add((args.architecture, args.method))
     assert seen == set(ALL)
@@ -140,19 +142,15 @@ def test_figure_2_has_each_runs_samples_in_its_cell(call, tmp_path):
 
 
 def test_a_table_of_weights_seconds_and_memory(call, monkeypatch):
-    class Here:  # what a process of its own does, in this one
-        def Pool(self, n):
-            return self
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *problem):
+    class Here(concurrent.futures.Executor):  # what a process of its own does, in this one
+        def __init__(self, *_):
             pass
 
-        def apply(self, function, arguments):
-            return function(*arguments)
-    monkeypatch.setattr(train_lsun.multiprocessing, "get_context", lambda kind: Here())
+        def submit(self, function, *arguments):
+            done = concurrent.futures.Future()
+            done.set_result(function(*arguments))
+            return done
+    monkeypatch.setattr(train_lsun.concurrent.futures, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(models, "LSUN", {name: models.LSUN[name] for name in ("mlp", "resnet")})
     code, stdout, stderr = call("train_lsun.py", "--measure", 1, "--dim", 4, "--batch-size", 2)
     assert code == 0, stderr
@@ -169,6 +167,8 @@ def test_a_table_of_weights_seconds_and_memory(call, monkeypatch):
     (["--size", "96"], "--size"),
     (["--architecture", "resnet101", "--dim", "6"], "multiple of 4"),
     (["--method", "wgan", "--beta1", "0"], "--beta1 is Adam's"),
+    (["--commands", "--dim", "6"], "multiple of 4"),
+    (["--commands", "--grid"], "not allowed with"),
     (["--architecture", "vgg"], "--architecture"),
 ])
 def test_flags_that_cannot_be(call, tmp_path, flags, says):
