@@ -114,6 +114,11 @@ def batch_norm(channels, flat=False):
     return (nn.BatchNorm1d if flat else nn.BatchNorm2d)(channels, track_running_stats=False)
 
 
+def no_norm(channels, flat=False):
+    """What stands where there is no normalisation."""
+    return nn.Identity()
+
+
 def layer_norm(channels):
     """Layer norm: mean and variance over channels, height and width together; one gain and bias per channel."""
     return nn.GroupNorm(1, channels)
@@ -121,7 +126,7 @@ def layer_norm(channels):
 
 def critic_norm(norm, channels):
     """A critic's normalisation. norm: None (WGAN-GP), "batch" (the other methods) or "layer" (Section 4)."""
-    return {None: nn.Identity, "batch": batch_norm, "layer": layer_norm}[norm](channels)
+    return {None: no_norm, "batch": batch_norm, "layer": layer_norm}[norm](channels)
 
 
 # ------------------------------------------------------------------------- toys: Figures 1(a) and 1(b), Section 3
@@ -180,7 +185,7 @@ class Crop(nn.Module):
 
 def mnist_generator(dim=64, norm=False):
     """z (m, 128) to images (m, 1, 28, 28) in [0, 1]. norm: batch norm, which only weight clipping has."""
-    maybe_norm = batch_norm if norm else lambda channels, flat=False: nn.Identity()
+    maybe_norm = batch_norm if norm else no_norm
     return nn.Sequential(
         Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
         nn.Unflatten(1, (4 * dim, 4, 4)),
@@ -213,11 +218,6 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, x, y):
         return self.norm(x) * self.gain(y)[:, :, None, None] + self.bias(y)[:, :, None, None]
-
-
-def no_norm(channels):
-    """What a critic's blocks have for normalisation under WGAN-GP: nothing."""
-    return nn.Identity()
 
 
 class ResidualBlock(nn.Module):
@@ -311,8 +311,8 @@ class Gate(nn.Module):
 
 
 def start_at(deviation, network):
-    """`network`, with the weights of its convolutions and linear layers drawn anew, of this deviation."""
-    for layer in network:
+    """`network`, with the weights of its convolutions and linear layers drawn anew, of this deviation; None: as it is."""
+    for layer in network if deviation else []:
         if isinstance(layer, (Linear, Conv2d, Deconv2d)):
             uniform_(layer.weight, deviation)
     return network
@@ -329,7 +329,7 @@ def dcgan64_generator(dim=64, nonlinearity=nn.ReLU, norm=batch_norm, widths=(8, 
     for n_in, n_out in zip(widths, widths[1:]):  # 8, 16, 32 pixels a side
         layers += [Deconv2d(n_in, n * n_out, 5), norm(n * n_out), nonlinearity()]
     network = nn.Sequential(*layers, Deconv2d(widths[-1], 3, 5), nn.Tanh(), HalfTurn())
-    return start_at(deviation, network) if deviation else network
+    return start_at(deviation, network)
 
 
 def dcgan64_critic(dim=64, norm="layer", nonlinearity=LeakyReLU, deviation=0.02):
@@ -339,7 +339,7 @@ def dcgan64_critic(dim=64, norm="layer", nonlinearity=LeakyReLU, deviation=0.02)
     for n_in, n_out in [(dim, 2 * dim), (2 * dim, 4 * dim), (4 * dim, 8 * dim)]:  # 16, 8, 4 pixels a side
         layers += [Conv2d(n_in, n * n_out, 5, stride=2), critic_norm(norm, n * n_out), nonlinearity()]
     network = nn.Sequential(*layers, nn.Flatten(), Linear(4 * 4 * 8 * dim, 1), nn.Flatten(0))
-    return start_at(deviation, network) if deviation else network
+    return start_at(deviation, network)
 
 
 def mlp64_generator(dim=64):
@@ -508,7 +508,7 @@ def same_size_layers(n, channels, norm, activation):
 
 def variant_generator(dim=64, depth=4, activation=nn.ReLU, norm=True):
     """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. activation: makes a module; norm: batch norm, or none."""
-    maybe_norm = batch_norm if norm else lambda channels, flat=False: nn.Identity()
+    maybe_norm = batch_norm if norm else no_norm
     at_4, at_8, at_16 = layers_beyond_4(depth)
     return nn.Sequential(
         Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), activation(),

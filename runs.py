@@ -35,8 +35,9 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 try:
     import fcntl
-except ImportError:  # not on Windows: there, nothing stops two runs from writing into one folder
-    fcntl = None
+    import resource
+except ImportError:  # not on Windows: there, nothing stops two runs from writing into one folder, or tells their memory
+    fcntl = resource = None
 
 
 class Mistake(Exception):
@@ -239,6 +240,11 @@ def part(args, name):
     that were begun go on, and the others begin; if none was, a Mistake."""
     if args.resume and not any(Path(args.out).glob("*/checkpoint.pt")):
         raise Mistake(f"there is no checkpoint in {args.out}: leave --resume out, or say another --out", 2)
+    return below(args, name)
+
+
+def below(args, name):
+    """The flags for a run in the folder `name` below --out: on --resume it goes on if it was begun, and else begins."""
     args = copy.copy(args)
     args.out = f"{args.out}/{name}"
     args.resume = args.resume and (Path(args.out) / "checkpoint.pt").exists()
@@ -561,6 +567,14 @@ def duration(seconds):
     if minutes >= 60:
         return f"{minutes // 60}h{minutes % 60:02d}m"
     return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def peak_memory(device):
+    """The most bytes taken so far: on a GPU by tensors, elsewhere by the whole process; None if nobody knows."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else None
 
 
 def hardware(device):

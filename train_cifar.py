@@ -10,7 +10,6 @@ The paper trains for 200,000 iterations: WGAN-GP scores far above clipping, with
 DCGAN, but steadier. What came out here, on which hardware, and in what time: results/cifar. Width 64 (--dim): the
 authors' code has 128, with the remark that it overfits and 64 does better. dcgan-gp, the penalty on the standard GAN loss, is from Section 6.
 """
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +60,7 @@ def parse():
 def train(args):
     method = wgan_gp.METHODS[args.method]
     if args.beta1 is not None:
-        betas = (args.beta1, method.optimizer.keywords["betas"][1])
-        method = method._replace(optimizer=partial(method.optimizer, betas=betas))
+        method = method.with_beta1(args.beta1)
     # No batch norm where there is a penalty: it would tie the examples of a batch to each other (Section 4).
     norm = {"auto": None if method.lam else "batch", "none": None}.get(args.norm, args.norm)
     name = "cifar" if args.data == "cifar10" else Path(args.data).resolve().name

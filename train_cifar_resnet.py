@@ -7,7 +7,7 @@
 
 100,000 iterations of Adam 2e-4 (0, .9), decayed linearly to 0; 5 critic steps on 64 images, then the generator's on
 128 (Appendix F says 64; the authors' code, which the scores come from, has 128). Samples as in Figure 6: a class a
-column if conditional. The README says what has been measured here, and what has not.
+column if conditional. What has been measured here, and what has not: results/cifar-resnet.
 """
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,7 @@ def generator_term(D, x_tilde, y):
 
 def train(args):
     method = wgan_gp.WGAN_GP._replace(optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))
-    name = "cifar" if args.data == "cifar10" else Path(args.data).name
+    name = "cifar" if args.data == "cifar10" else Path(args.data).resolve().name
     out = runs.folder(args, f"runs/{name}-resnet{'-conditional' * args.conditional}")
     with runs.one_first():
         images, labels = data.images(args.data, args.data_dir, size=32, cache_dir=out)

@@ -12,7 +12,6 @@ divergence in bits between the 1- to 4-grams of these 640 and of the data; and, 
 between the data's first 640 lines and the rest, which says how low it can go. Expect samples to become as in Table 4,
 words with frequent spelling errors, with the authors' width of 512 and 200,000 iterations. Ours: results/language.
 """
-from functools import partial
 
 import numpy as np
 import torch
@@ -30,8 +29,7 @@ def main():
     args = parse()
     method = wgan_gp.METHODS[args.method]
     if args.beta1 is not None:
-        betas = (args.beta1, method.optimizer.keywords["betas"][1])
-        method = method._replace(optimizer=partial(method.optimizer, betas=betas))
+        method = method.with_beta1(args.beta1)
     if method.n_critic > 1:
         method = method._replace(n_critic=args.n_critic)
     out = runs.folder(args, f"runs/language-{args.method}")

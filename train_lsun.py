@@ -18,9 +18,9 @@ import argparse
 import concurrent.futures
 import itertools
 import json
+import math
 import multiprocessing
 import shlex
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -86,8 +86,7 @@ def make(args):
     """The method, with Appendix E's beta1, and the generator and critic that the flags name."""
     method = wgan_gp.METHODS[args.method]
     if "betas" in method.optimizer.keywords:
-        betas = (args.beta1, method.optimizer.keywords["betas"][1])
-        method = method._replace(optimizer=partial(method.optimizer, betas=betas))
+        method = method.with_beta1(args.beta1)
     size = {"size": args.size} if args.architecture == "resnet" else {}
     make_G, make_D = models.LSUN[args.architecture]
     # Where D is normalised: layer norm under the penalty (Section 4), batch norm otherwise.
@@ -224,12 +223,8 @@ def measure(args):
             seconds.append(time.perf_counter() - start)
         return min(seconds)
     seconds = method.n_critic * least(wgan_gp.critic_step, opt_D, x, z) + least(wgan_gp.generator_step, opt_G, z)
-    import resource  # not on Windows
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if args.device == "cuda":
-        memory = torch.cuda.max_memory_allocated()
     count = lambda network: sum(w.numel() for w in network.parameters())
-    return count(G), count(D), seconds, memory
+    return count(G), count(D), seconds, runs.peak_memory(args.device) or math.nan
 
 
 if __name__ == "__main__":

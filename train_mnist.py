@@ -16,7 +16,6 @@ iterations: the loss that the critic minimises, penalty included, over the whole
 the test set, against the same fresh samples of the generator. Under clipping both networks have batch norm, as in the
 authors' code; under the penalty neither has (Section 4).
 """
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +66,7 @@ def train(args, method_name):
     """Train one WGAN; returns its log."""
     method = wgan_gp.METHODS[method_name]
     if method.lam:
-        method = method._replace(optimizer=partial(method.optimizer, betas=(args.beta1, 0.9)))
+        method = method.with_beta1(args.beta1)
     with runs.one_first():
         images, _ = data.mnist(args.data_dir)
         held_out, _ = data.mnist(args.data_dir, train=False)

@@ -31,7 +31,6 @@ for the same mean and covariance, 0 for the mean image again and again, below 0 
 training images, .55 for images reduced to 2x2 pixels, .35 for images of one colour, .16 for white noise.
 """
 import argparse
-import copy
 import itertools
 import json
 import math
@@ -52,11 +51,6 @@ import inception
 import models
 import runs
 import wgan_gp
-
-try:
-    import resource
-except ImportError:  # not on Windows: there, no memory is reported
-    resource = None
 
 IMAGENET = "data/imagenet32"
 SMOOTH = "softplus(2x+2)/2-1"
@@ -204,9 +198,7 @@ def train(args):
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
     architecture = architectures(args.seed)[args.index]
-    own = copy.copy(args)  # with --resume, what was cut off goes on, and what was not begun begins
-    own.out, own.resume = str(folder / name), args.resume and (folder / name / "checkpoint.pt").exists()
-    run = runs.Run(own, out=folder / name)
+    run = runs.Run(runs.below(args, name), out=folder / name)
 
     G, D = networks(architecture, args.method, args.divide_filters, APPENDIX_D.get(args.activation))
     G, D = G.to(args.device), D.to(args.device)
@@ -238,6 +230,7 @@ def train(args):
     measured = {} if diverged else measure(G, latents, images, args.device)
     if not all(map(math.isfinite, measured.values())):
         diverged = done
+    memory = runs.peak_memory(args.device)
     result = {
         "index": args.index, "method": args.method, "one_sided": args.one_sided, "activation": args.activation,
         "architecture": architecture,
@@ -246,7 +239,7 @@ def train(args):
                      "divide_filters": args.divide_filters},
         "diverged": diverged, "pixel_likeness": None, "variation": None, "inception_score": None,
         "inception_deviation": None, "seconds": round(run.seconds, 3), "seconds_per_iteration": run.seconds / done,
-        "peak_memory_mb": peak_memory(args.device), "hardware": runs.hardware(args.device), "torch": torch.__version__}
+        "peak_memory_mb": memory and memory / 1e6, "hardware": runs.hardware(args.device), "torch": torch.__version__}
     if not diverged:
         result |= measured
         if net:
@@ -273,14 +266,6 @@ def measure(G, latents, images, device):
         return (one - other).norm(dim=1).mean().item()
     return {"pixel_likeness": 1 - inception.fid(coarse, coarse_tilde) / variance,
             "variation": mean_distance(x_tilde) / mean_distance(x)}
-
-
-def peak_memory(device):
-    """In MB: on a GPU that of the tensors, elsewhere of the whole process with its data; None if nobody knows."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6 if resource else None
 
 
 # ---------------------------------------------------------------------------------------------------------- tables

@@ -103,6 +103,11 @@ class Method(NamedTuple):
     critic_term: Callable = no_term  # (D, x, *labels) -> scalar added to D's loss, such as AC-GAN's (Section 5.4)
     generator_term: Callable = no_term  # (D, x_tilde, *labels) -> scalar added to G's loss
 
+    def with_beta1(self, beta1):
+        """The method with another beta1 for its Adam; beta2 stays."""
+        betas = (beta1, self.optimizer.keywords["betas"][1])
+        return self._replace(optimizer=partial(self.optimizer, betas=betas))
+
 
 # Figure 2's columns (Section 5.2; Appendix E, where WGAN-GP has beta1 .5 for LSUN), then two combinations: WGAN-GP with
 # clipping's optimiser (Figure 3) and the penalty on the standard GAN loss (Section 6). torch's RMSprop adds its 1e-8

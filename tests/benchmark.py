@@ -16,7 +16,6 @@ import importlib.util
 import itertools
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import models  # noqa: E402
+import runs  # noqa: E402
 import wgan_gp  # noqa: E402
 
 
@@ -342,7 +342,7 @@ def growth_row(args):
     channels, *names = IMAGE_NETWORKS[side]
     ours = tuple(getattr(models, name) for name in names)
     case = Case("", dim, batch, batch, (channels, side, side), models.LATENT, (), ours)
-    before = peak_bytes(args.device)
+    before = runs.peak_memory(args.device)
     G, D, opt_G, opt_D, x, z, _ = parts(case, ours, dim, args.device)
 
     def iteration():
@@ -350,15 +350,8 @@ def growth_row(args):
             wgan_gp.critic_step(G, D, opt_D, x, z)
         wgan_gp.generator_step(G, D, opt_G, z)
     found, = seconds([iteration], args.rounds, args.device, args.clock)
-    memory = peak_bytes(args.device) - before
+    memory = runs.peak_memory(args.device) - before
     print(json.dumps({"seconds": found, "bytes": memory, "operations": operations(iteration)}))
-
-
-def peak_bytes(device):
-    """The most memory this process has had so far: on the GPU, or on the CPU, all of it."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main():

@@ -1,6 +1,8 @@
 """What the tests of the scripts share: calling one, and comparing what two runs left behind."""
+import contextlib
 import csv
 import importlib
+import os
 import signal
 from pathlib import Path
 
@@ -63,3 +65,17 @@ def same(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+@contextlib.contextmanager
+def ctrl_c_after(iteration, folder=None):
+    """Inside, Ctrl-C is pressed when this iteration has been logged, of the run whose folder is so called, if one is."""
+    log = runs.Run.log
+
+    def press_ctrl_c(self, step, **extra):
+        log(self, step, **extra)
+        if folder in (None, self.out.name) and step.iteration == iteration:
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs.Run, "log", press_ctrl_c)
+        yield

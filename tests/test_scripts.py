@@ -1,7 +1,5 @@
 """Every script through its command line, for a few iterations; interrupted, killed, resumed, and given bad input."""
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import data
 import inception
 import runs
 import wgan_gp
-from conftest import objects, rows, same, states
+from conftest import ctrl_c_after, objects, rows, same, states
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR = ["train_cifar.py", "--data", "shapes", "--dim", "2", "--batch-size", "4", "--score-every", "0"]
@@ -65,17 +63,10 @@ def test_the_same_seed_gives_the_same_run_and_the_contracts_files(call, tmp_path
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, name, monkeypatch):
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     trained(call, SMALL[name], whole, 5)
-    log = runs.Run.log
-
-    def press_ctrl_c(self, step, **extra):
-        log(self, step, **extra)
-        if step.iteration == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "log", press_ctrl_c)
+    with ctrl_c_after(2):
         code, _, stderr = call(*SMALL[name], "--iterations", 5, "--out", cut)
     assert code == 130 and "saved iteration 2" in stderr and "--resume" in stderr
     trained(call, SMALL[name], cut, 5, "--resume")

@@ -4,7 +4,6 @@ import functools
 import math
 import os
 import random
-import signal
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from PIL import Image
 
 import runs
 import train_language as script
-from conftest import rows, same
+from conftest import ctrl_c_after, rows, same
 
 SMALL = ["--dim", "6", "--batch-size", "8", "--n-critic", "2", "--sample-every", "2", "--iterations", "5"]
 
@@ -130,17 +129,10 @@ def test_samples_and_divergences(call, tmp_path, text):
 
 
 @pytest.mark.parametrize("method", ["wgan-gp", "dcgan", "wgan"])
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, text, monkeypatch, method):
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, text, method):
     command = [*SMALL, "--data", text, "--method", method]
     assert call(*command, "--out", tmp_path / "whole")[0] == 0
-    log = runs.Run.log
-
-    def press_ctrl_c(self, step, **extra):
-        log(self, step, **extra)
-        if step.iteration == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "log", press_ctrl_c)
+    with ctrl_c_after(3):
         code, _, stderr = call(*command, "--out", tmp_path / "cut")
     assert code == 130 and "saved iteration 3" in stderr
     assert call(*command, "--out", tmp_path / "cut", "--resume")[0] == 0

@@ -2,7 +2,6 @@
 import functools
 import gzip
 import os
-import signal
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import models
 import runs
 import train_mnist as script
 import wgan_gp
-from conftest import rows, same, states
+from conftest import ctrl_c_after, rows, same, states
 
 SMALL = ["--dim", "2", "--batch-size", "8", "--subset", "24", "--measure-every", "2", "--sample-every", "3",
          "--iterations", "5"]
@@ -144,17 +143,10 @@ def test_all_of_mnist_is_one_run_with_samples(call, tmp_path, digits, monkeypatc
 
 
 @pytest.mark.parametrize("stop_in", ["wgan-gp", "wgan"])
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, digits, monkeypatch, stop_in):
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, digits, stop_in):
     command = [*SMALL, "--data-dir", digits]
     assert call(*command, "--out", tmp_path / "whole")[0] == 0
-    log = runs.Run.log
-
-    def press_ctrl_c(self, step, **extra):
-        log(self, step, **extra)
-        if self.out.name == stop_in and step.iteration == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "log", press_ctrl_c)
+    with ctrl_c_after(3, stop_in):
         code, _, stderr = call(*command, "--out", tmp_path / "cut")
     assert code == 130 and "saved iteration 3" in stderr
     code, _, stderr = call(*command, "--out", tmp_path / "cut", "--resume")

@@ -3,8 +3,6 @@ import csv
 import functools
 import itertools
 import math
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from PIL import Image
 import runs
 import train_proposition as script
 import wgan_gp
-from conftest import rows, same, states
+from conftest import ctrl_c_after, rows, same, states
 
 SMALL = ["--dim", "8", "--batch-size", "16", "--iterations", "4"]
 LENGTH = {"rings": 1.5, "pairs": math.sqrt(5 - 4 * math.cos(math.radians(20))), "shift": math.sqrt(1.25)}  # which is W
@@ -157,17 +155,10 @@ def test_x_and_x_tilde_are_drawn_independently_unless_told_otherwise(call, tmp_p
     assert len(seen) == 8 and all(torch.equal(x, 4 * x_tilde) == paired for x, x_tilde in seen)
 
 
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path):
     command = [*SMALL, "--data", "pairs"]
     assert call(*command, "--out", tmp_path / "whole")[0] == 0
-    log = runs.Run.log
-
-    def press_ctrl_c(self, step, **extra):
-        log(self, step, **extra)
-        if self.out.name == "pairs-wgan" and step.iteration == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "log", press_ctrl_c)
+    with ctrl_c_after(3, "pairs-wgan"):
         code, _, stderr = call(*command, "--out", tmp_path / "cut")
     assert code == 130 and "saved iteration 3" in stderr and not (tmp_path / "cut" / "figure.png").exists()
     code, _, stderr = call(*command, "--out", tmp_path / "cut", "--resume")

@@ -4,10 +4,8 @@ import math
 import os
 import random
 import shlex
-import signal
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +17,7 @@ import models
 import runs
 import train_random_architectures as script
 import wgan_gp
-from conftest import rows, same, states
+from conftest import ctrl_c_after, rows, same, states
 
 SCRIPT = "train_random_architectures.py"
 SMALL = ["--data", "shapes", "--batch-size", "4", "--divide-filters", "32", "--score-samples", "0"]
@@ -389,16 +387,9 @@ def test_images_that_are_not_finite_at_the_end_are_a_divergence_too(call, tmp_pa
     assert result["diverged"] == 2 and result["pixel_likeness"] is None
 
 
-def test_interrupted_and_resumed_is_the_undisturbed_run(call, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_is_the_undisturbed_run(call, tmp_path):
     trained(call, tmp_path / "whole", iterations=4)
-    log = runs.Run.log
-
-    def press_ctrl_c(self, step, **extra):
-        log(self, step, **extra)
-        if step.iteration == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "log", press_ctrl_c)
+    with ctrl_c_after(2):
         trained(call, tmp_path / "cut", iterations=4, code=130)
     assert not list((tmp_path / "cut").glob("*.json"))
     trained(call, tmp_path / "cut", "--resume", iterations=4)

@@ -1,8 +1,6 @@
 """train_swiss_roll.py: its measurements against other ways to compute them, and the script through its command line."""
 import csv
 import functools
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from PIL import Image
 import models
 import runs
 import train_swiss_roll as script
-from conftest import rows, same, states
+from conftest import ctrl_c_after, rows, same, states
 
 SMALL = ["--dim", "8", "--depth", "3", "--batch-size", "16", "--measure-every", "2", "--iterations", "4"]
 
@@ -124,16 +122,9 @@ def test_the_figure_its_numbers_and_four_runs(call, tmp_path):
 
 
 @pytest.mark.parametrize("stop_in", ["clip-0.01", "penalty"])
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, monkeypatch, stop_in):
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, stop_in):
     assert call(*SMALL, "--out", tmp_path / "whole")[0] == 0
-    log = runs.Run.log
-
-    def press_ctrl_c(self, step, **extra):
-        log(self, step, **extra)
-        if self.out.name == stop_in and step.iteration == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "log", press_ctrl_c)
+    with ctrl_c_after(3, stop_in):
         code, _, stderr = call(*SMALL, "--out", tmp_path / "cut")
     assert code == 130 and "saved iteration 3" in stderr and not (tmp_path / "cut" / "figure.png").exists()
     code, _, stderr = call(*SMALL, "--out", tmp_path / "cut", "--resume")
