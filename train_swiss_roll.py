@@ -1,7 +1,7 @@
 """Figure 1(b), Section 3.2: gradients in a deep critic explode or vanish under clipping, and not under the penalty.
 
     python train_swiss_roll.py                            the figure: four WGANs, one after the other
-    python train_swiss_roll.py --constraint l2-clip       another constraint than clipping: also l2-decay, l1-decay
+    python train_swiss_roll.py --constraint l2-clip       another one: also weight-norm, l2-decay, l1-decay
     python train_swiss_roll.py --batch-norm               batch norm in the constrained critics
 
 Section 3 says that other constraints have the same problems, and that batch norm mitigates them. runs/swiss-roll gets
@@ -33,6 +33,7 @@ import wgan_gp
 
 THRESHOLDS = (0.1, 0.01, 0.001)  # the paper's c
 LABELS = {"clip": "weight clipping, c = {:g}", "l2-clip": "L2 norm clipping, c = {:g}",
+          "weight-norm": "weight normalization, c = {:g}",
           "l2-decay": "L2 weight decay, {:g}", "l1-decay": "L1 weight decay, {:g}"}
 PENALTY = "gradient penalty"
 
@@ -74,6 +75,8 @@ def constrained(D, opt_D, constraint, c):
         return method._replace(clip=c)
     if constraint == "l2-clip":
         opt_D.register_step_post_hook(lambda *_: clip_norms(D, c))
+    if constraint == "weight-norm":
+        opt_D.register_step_post_hook(lambda *_: normalize_weights(D, c))
     if constraint == "l2-decay":
         return method._replace(critic_term=lambda D, x: c * sum(w.square().sum() for w in D.parameters()))
     if constraint == "l1-decay":
@@ -86,6 +89,17 @@ def clip_norms(D, c):
     """L2 norm clipping: scale down every parameter tensor whose root mean square is above c, in place."""
     for w in D.parameters():
         w *= (c / w.square().mean().sqrt().clamp(min=c))
+
+
+@torch.no_grad()
+def normalize_weights(D, c):
+    """Weight normalization with its gains held fixed: scale each unit's weights to a root mean square of c, in place.
+
+    A learned gain, as usual, would be no constraint at all.
+    """
+    for w in D.parameters():
+        if w.dim() == 2:
+            w *= c / w.square().mean(dim=1, keepdim=True).sqrt()
 
 
 def train(args, c):

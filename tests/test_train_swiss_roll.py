@@ -94,6 +94,19 @@ def test_l2_norm_clipping_projects_onto_the_ball():
         assert w.square().mean().sqrt() <= 0.05 * 1.0001
 
 
+def test_weight_normalization_leaves_each_units_direction_alone():
+    torch.manual_seed(3)
+    D = models.toy_critic(dim=6, depth=2)
+    before = [w.clone() for w in D.parameters()]
+    script.normalize_weights(D, 0.05)
+    for w, old in zip(D.parameters(), before):
+        if w.dim() == 1:
+            assert torch.equal(w, old)  # biases
+        else:
+            for row, was in zip(w, old):
+                torch.testing.assert_close(row, was * 0.05 * len(row) ** 0.5 / was.norm())
+
+
 # ----------------------------------------------------------------------------------------------- the command line
 
 def test_the_figure_its_numbers_and_four_runs(call, tmp_path):
@@ -135,14 +148,14 @@ def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_pa
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
-@pytest.mark.parametrize("flags", [["--constraint", "l2-clip"], ["--constraint", "l2-decay"],
+@pytest.mark.parametrize("flags", [["--constraint", "l2-clip"], ["--constraint", "weight-norm"], ["--constraint", "l2-decay"],
                                    ["--constraint", "l1-decay"], ["--batch-norm"]])
 def test_other_constraints_and_batch_norm(call, tmp_path, flags):
     code, stdout, stderr = call(*SMALL, "--out", tmp_path, *flags)
     assert code == 0, stderr
     name = f"{flags[-1] if len(flags) == 2 else 'clip'}-0.01"
     critic = states(tmp_path)[name]["D"].values()
-    if flags[-1] == "l2-clip":
+    if flags[-1] in ("l2-clip", "weight-norm"):
         rms = [w.square().mean().sqrt().item() for w in critic if w.dim() == 2]
         assert rms == pytest.approx([0.01] * 4, rel=1e-2)
     elif len(flags) == 2:
