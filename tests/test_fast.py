@@ -228,6 +228,17 @@ def test_bfloat16_penalty_has_the_gradient_of_float32s():
     assert (gradients[0] - gradients[1]).norm() < 0.03 * gradients[0].norm()
 
 
+def test_bfloat16_copies_of_the_weights_do_not_outlive_an_update():
+    """Autocast would keep them until the outermost of its blocks is left, and a CUDA graph replays what it has kept."""
+    D = models.Linear(3, 1)
+    twin, = fast.in_bfloat16(D)
+    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+        assert twin(torch.ones(1, 3)).item() == pytest.approx(D.weight.sum().item(), abs=0.02)
+        with torch.no_grad():
+            D.weight.fill_(7)
+        assert twin(torch.ones(1, 3)).item() == 21
+
+
 @pytest.mark.parametrize("script", ["train_cifar.py", "train_cifar_resnet.py"])
 def test_scripts_train_in_bfloat16_and_resume_only_with_it(call, tmp_path, monkeypatch, script):
     monkeypatch.setattr(data, "shapes", lambda *_: shapes(20))

@@ -12,6 +12,7 @@ import data
 import models
 import runs
 import train_lsun
+import wgan_gp
 
 SMALL = ["train_lsun.py", "--data", "shapes", "--dim", "4", "--batch-size", "4"]
 
@@ -91,6 +92,20 @@ def test_128_pixels_from_a_folder_whose_cache_all_runs_share(call, tmp_path):
     code, _, stderr = call(*command, "--out", tmp_path / "runs" / "b", "--seed", 1)
     assert code == 0 and "caching" not in stderr
     assert len(list((tmp_path / "runs").glob("*.uint8"))) == 2  # to train on, and held out
+
+
+def test_pictures_are_always_of_the_same_latents_and_in_the_bytes_of_64_pixels(call, tmp_path, monkeypatch):
+    drawn, sample = [], wgan_gp.sample
+
+    def spy(G, latents, n, *rest, **conversion):
+        if n == 64:
+            drawn.append((latents(n)[0], conversion["convert"](torch.tensor([-1.0, 0.997]))))
+        return sample(G, latents, n, *rest, **conversion)
+    monkeypatch.setattr(wgan_gp, "sample", spy)
+    code, _, stderr = call(*SMALL, "--iterations", 3, "--sample-every", 1, "--out", tmp_path)
+    assert code == 0, stderr
+    assert len(drawn) == 3 and all(torch.equal(z, drawn[0][0]) for z, _ in drawn) and drawn[0][0].std() > 0.9
+    assert drawn[0][1].tolist() == [0, 255]  # 1.997 * 255.99/2 is 255.6; with 255 it would be 254
 
 
 def test_the_negative_critic_loss_is_drawn_with_its_sign(monkeypatch):
