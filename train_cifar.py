@@ -6,9 +6,10 @@
     python train_cifar.py --data shapes               no download: 32x32 drawings; or --data FOLDER of your images
 
 CIFAR-10 (170 MB) and the Inception network (95 MB) are looked for in data/ and downloaded if they are not there.
-The paper trains for 200,000 iterations: WGAN-GP scores far above clipping, with the same optimiser too, and about as
-DCGAN, but steadier. What came out here, on which hardware, and in what time: results/cifar. Width 64 (--dim): the
-authors' code has 128, with the remark that it overfits and 64 does better. dcgan-gp, the penalty on the standard GAN loss, is from Section 6.
+The authors train for 200,000 iterations, and the paper finds that WGAN-GP scores far above clipping, with the same
+optimiser too, and about as DCGAN, but steadier. What came out here, on which hardware, and in what time: results/cifar.
+Width 64 (--dim): the authors' code has 128, with the remark that it overfits and 64 does better. dcgan-gp, the penalty
+on the standard GAN loss, is from Section 6.
 """
 from pathlib import Path
 

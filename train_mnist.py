@@ -10,7 +10,7 @@ methods, and under the penalty the training curve to rise while the validation c
 whether they did. What came out here, on which hardware, and in what time: results/mnist.
 
 Where the paper is silent. "Large": the authors' MNIST networks, of width 64, whose critic has 1,000 weights for each
-of the images; on a CPU --dim 16 is eight times faster. Iterations: 20,000 for the figure, as the curves begin to part
+of the images; --dim 16 is many times faster. Iterations: 20,000 for the figure, as the curves begin to part
 within the first 1,000, and the authors' 200,000 for all of MNIST. Both curves are measured alike, every --measure-every
 iterations: the loss that the critic minimises, penalty included, over the whole subset and over 1,000 random images of
 the test set, against the same fresh samples of the generator. Under clipping both networks have batch norm, as in the

@@ -11,7 +11,7 @@ shows: clipping gives featureless surfaces, the penalty surfaces that follow the
 figure.png, and per critic the Wasserstein estimate of every step. See results/toy for ours and how long it took.
 
 The defaults are not the paper's. The authors' code uses lambda .1 for its toys, "faster for toy
-tasks", where the paper's text says 10, and trains 512 units for 100,000 iterations. Minutes on a laptop need a
+tasks", where the paper's text says 10, and trains 512 units for 100,000 iterations. Minutes without a GPU need a
 narrower network and a larger learning rate that falls to 0: 128 units; for the figure lambda 10, Adam 3e-3, 12,000
 critic steps (3,000 when clipping); for the GAN lambda .1, Adam 1e-3, 10,000 iterations. --paper has the paper's lambda
 and Adam, and the authors' width and iterations.

@@ -136,7 +136,7 @@ def test_second_derivatives_against_finite_differences(name, one_sided):
 
 @pytest.mark.parametrize("architecture", models.LSUN)
 def test_second_derivatives_of_the_64x64_critics(architecture):
-    """The same, with all parameters moved at once: the 101-layer critic has 238 tensors."""
+    """The same, with all parameters moved at once, since the 101-layer critic has hundreds of tensors."""
     torch.manual_seed(1)
     D = models.LSUN[architecture][1](4, norm="layer").double()
     with torch.no_grad():
