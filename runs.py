@@ -26,6 +26,7 @@ import signal
 import sys
 import textwrap
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -272,8 +273,9 @@ class Run:
     """One run's folder: config.json, log.csv, curves.png, samples/, checkpoint.pt.
 
     args: the parsed flags. out: the folder, if --out does not name one. columns: what log.csv has beside the
-    columns that every script has. Refuses a folder that holds a run already, unless --resume is given, and then
-    refuses to go on with other flags than the run was started with. Of many processes, rank 0 alone writes into it
+    columns that every script has. data: the examples trained on, a tensor or an array, if they are from files. Refuses a
+    folder that holds a run already, unless --resume is given, and then refuses to go on with other flags or other data
+    than the run was started with. Of many processes, rank 0 alone writes into it
     (run.first is True there); the others know what it loaded, and keep in step with it.
     """
 
@@ -282,7 +284,7 @@ class Run:
                       "score_every", "score_samples", "final_samples", "inception",
                       "fast"}  # these do not change the weights, but for rounding
 
-    def __init__(self, args, out, columns=()):
+    def __init__(self, args, out, columns=(), data=None):
         self.out = Path(args.out or out)
         self.args, self.columns = args, [*self.COLUMNS, *columns]
         self.script = Path(sys.argv[0]).name
@@ -292,7 +294,8 @@ class Run:
         if PROCESSES > 1 and not hasattr(args, "fast"):  # the scripts that share their batches have that flag
             raise Mistake(f"{self.script} is for one process: start it with python, not with torchrun", 2)
         config = {"script": self.script, "flags": vars(args), "python": platform.python_version(),
-                  "torch": torch.__version__, "hardware": hardware(args.device), "processes": PROCESSES}
+                  "torch": torch.__version__, "hardware": hardware(args.device), "processes": PROCESSES,
+                  "data": None if data is None else fingerprint(data)}
         self.loaded = self.claim(config) if self.first else None
         if PROCESSES > 1:
             box = [self.loaded]
@@ -338,6 +341,9 @@ class Run:
                 flag = "--" + name.replace("_", "-")
                 raise Mistake(f"{self.out} was started with {flag} {old_flags.get(name)}, not {value}: resume it "
                               f"with the same flags, or choose another --out", 2)
+        if old.get("data", config["data"]) != config["data"]:
+            raise Mistake(f"what {self.args.data} holds has changed since {self.out} was started: bring it back, or "
+                          f"choose another --out")
         return iteration, seconds, objects
 
     def start(self, **objects):
@@ -559,6 +565,13 @@ def read_log(folder):
     except ValueError:
         raise Mistake(f"{path} is damaged: --resume repairs it") from None
     return dict(zip(header, values.T))
+
+
+def fingerprint(data):
+    """Eight hexadecimal digits from the shape of a tensor or array, and from a thousand of its rows: another data set has
+    others, but for a chance of 1 in 4 billion or a change to a few rows of many."""
+    some = np.ascontiguousarray(data[::max(len(data) // 1_000, 1)])
+    return f"{zlib.crc32(some, zlib.crc32(str(tuple(data.shape)).encode())):08x}"
 
 
 def duration(seconds):

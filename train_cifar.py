@@ -74,7 +74,7 @@ def train(args):
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
     run = runs.Run(args, out, columns=[
         "held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation", "samples_scored",
-        "final_score", "final_deviation", "final_samples"])
+        "final_score", "final_deviation", "final_samples"], data=images)
     G, D = models.cifar_generator(args.dim).to(args.device), models.cifar_critic(args.dim, norm).to(args.device)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)

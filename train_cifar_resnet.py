@@ -81,7 +81,7 @@ def train(args):
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
     run = runs.Run(args, out, columns=[
         "held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated",
-        "inception_score", "inception_deviation", "samples_scored"])
+        "inception_score", "inception_deviation", "samples_scored"], data=images)
 
     G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
     D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)

@@ -38,7 +38,7 @@ def main():
         raise runs.Mistake(f"{args.data}: {len(codes)} lines are fewer than a batch of {args.batch_size}: "
                            f"lower --batch-size, or add lines")
     run = runs.Run(args, out,
-                   columns=[f"js{n}" for n in ORDERS] + [f"js{n}_floor" for n in ORDERS])
+                   columns=[f"js{n}" for n in ORDERS] + [f"js{n}_floor" for n in ORDERS], data=codes)
     counts, floors = statistics(codes.numpy(), len(alphabet))
     print(f"{len(codes)} lines, {len(alphabet)} characters; of real lines: "
           + ", ".join(f"{name} {value:.4f}" for name, value in floors.items()))

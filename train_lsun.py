@@ -104,7 +104,7 @@ def train(args):
         images, _ = data.images(args.data, args.data_dir, size=args.size, cache_dir=Path(out).parent)
         held_out, _ = data.images(args.data, args.data_dir, size=args.size, train=False, cache_dir=Path(out).parent)
     batches = data.batches(images, runs.share(args.batch_size), data.from_bytes, args.device, resident=args.fast)
-    run = runs.Run(args, out, columns=["held_out_loss", "held_out_wasserstein"])
+    run = runs.Run(args, out, columns=["held_out_loss", "held_out_wasserstein"], data=images)
     method, G, D = make(args)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)

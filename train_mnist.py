@@ -73,7 +73,7 @@ def train(args, method_name):
     images = choose(images, args.subset or len(images), args.seed)
     seen, held_out = (choose(some, min(MEASURED, len(some)), args.seed) for some in (images, held_out))
     batches = data.batches(images, runs.share(args.batch_size), data.unit_from_bytes, args.device)
-    run = runs.Run(args, out=args.out, columns=["train_loss", "held_out_loss"])
+    run = runs.Run(args, out=args.out, columns=["train_loss", "held_out_loss"], data=images)
 
     G = models.mnist_generator(args.dim, norm=bool(method.clip)).to(args.device)
     D = models.mnist_critic(args.dim, norm="batch" if method.clip else None).to(args.device)

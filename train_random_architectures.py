@@ -198,7 +198,7 @@ def train(args):
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
     architecture = architectures(args.seed)[args.index]
-    run = runs.Run(runs.below(args, name), out=folder / name)
+    run = runs.Run(runs.below(args, name), out=folder / name, data=images)
 
     G, D = networks(architecture, args.method, args.divide_filters, APPENDIX_D.get(args.activation))
     G, D = G.to(args.device), D.to(args.device)

@@ -31,11 +31,11 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train_test.py"])
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def make(*flags, columns=("score",)):
+    def make(*flags, columns=("score",), data=None):
         parser = runs.flags("A test.", data="cifar10", iterations=10, batch_size=4)
         parser.add_argument("--lam", type=runs.number(0), default=10.0)
         args = parser.parse_args(["--out", str(tmp_path / "run"), "--device", "cpu", *flags])
-        return runs.Run(args, "unused", columns)
+        return runs.Run(args, "unused", columns, data)
     yield make
     for s, handler in handlers.items():
         signal.signal(s, handler)
@@ -161,9 +161,9 @@ def test_what_happens_with_the_clock_stopped_does_not_count(run, monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------- mistakes
 
-def refused(make, *flags, match, code=2):
+def refused(make, *flags, match, code=2, **more):
     with pytest.raises(runs.Mistake, match=match) as mistake:
-        make(*flags).start(G=torch.nn.Linear(1, 1))
+        make(*flags, **more).start(G=torch.nn.Linear(1, 1))
     assert mistake.value.exit_code == code and "\n" not in str(mistake.value)
 
 
@@ -202,6 +202,16 @@ def test_resume_with_other_flags(run):
     refused(run, "--resume", "--iterations", "11", match="was started with --iterations 10, not 11")
     refused(run, "--resume", "--lam", "1", match="was started with --lam 10.0, not 1.0")
     run("--resume", "--data-dir", "elsewhere")  # this does not change the result
+
+
+def test_resume_with_other_data(run):
+    images = np.arange(6_000, dtype=np.uint8).reshape(2_000, 3)  # every second row is looked at
+    one = run(data=images)
+    one.start()
+    unlock(one)
+    unlock(run("--resume", data=torch.from_numpy(images.copy())))  # a tensor or an array, the same
+    for other in (images[:-1], images[::-1], np.where(np.arange(2_000)[:, None] == 10, 0, images)):
+        refused(run, "--resume", data=other, match="what cifar10 holds has changed", code=1)
 
 
 def test_resume_of_another_script(run, monkeypatch):
