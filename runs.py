@@ -676,7 +676,7 @@ def _ticks(low, high, most, log=False):
     return ticks, ["0" if abs(t) < step / 2 else f"{t / 10.0 ** power:.{places}f}{end}" for t in ticks]
 
 
-def _axes(size, x_limits, y_limits, title, x_label, y_label, log_x=False, log_y=False):
+def _axes(size, x_limits, y_limits, title, x_label, y_label, log_y=False):
     """Draws axes; on a log axis the limits are exponents of ten. Returns (picture, box, layer, place): the
     chart so far; the (left, top, right, bottom) of its inside; the inside, FINER times larger, to draw on;
     place(xs, ys), the layer's pixels for data (or exponents)."""
@@ -687,7 +687,7 @@ def _axes(size, x_limits, y_limits, title, x_label, y_label, log_x=False, log_y=
     left = 12 + max([name.width for name in y_names], default=0) + (20 if y_label else 0)
     right = size[0] - 18
     for most in range(10, 0, -1):  # fewer and fewer, until the labels stand apart
-        xs, names = _ticks(*x_limits, most, log_x)
+        xs, names = _ticks(*x_limits, most)
         x_names = [_text(name) for name in names]
         room = (xs[1] - xs[0]) / (x_limits[1] - x_limits[0]) * (right - left) if len(xs) > 1 else math.inf
         if max([name.width for name in x_names], default=0) + 16 <= room:
@@ -751,19 +751,18 @@ def _legend(picture, box, layer, colours):
         _put(picture, name, x + 34, y + 12 + 16 * i, across=0)
 
 
-def line_chart(series, title="", x_label="", y_label="", log_y=False, log_x=False, size=(560, 360),
+def line_chart(series, title="", x_label="", y_label="", log_y=False, size=(560, 360),
                y_range=None, pale=None):
-    """Draws {label: (xs, ys)} as lines; the label "" stays out of the legend. None, NaN and infinity are
-    gaps, and so are numbers <= 0 on a log axis. `pale`, of the same form, is drawn behind, thin and light, in
-    the colours of the lines of the same labels: raw numbers behind smooth ones. `y_range`: (low, high), None
-    where the data decide."""
-    lines, pale = [{label: (_numbers(xs, log_x), _numbers(ys, log_y)) for label, (xs, ys) in some.items()}
+    """Draws {label: (xs, ys)} as lines; the label "" stays out of the legend. None, NaN and infinity are gaps, and
+    with log_y so are ys <= 0. `pale`, of the same form, is drawn behind, thin and light, in the colours of the lines
+    of the same labels: raw numbers behind smooth ones. `y_range`: (low, high), None where the data decide."""
+    lines, pale = [{label: (_numbers(xs), _numbers(ys, log_y)) for label, (xs, ys) in some.items()}
                    for some in (series, pale or {})]
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(lines)}
     x, y = np.concatenate([np.zeros((2, 0)), *lines.values(), *pale.values()], axis=1)
     shown = np.isfinite(x) & np.isfinite(y)
-    limits = _limits(x[shown], log_x, room=0.015), _limits(y[shown], log_y, y_range)
-    picture, box, layer, place = _axes(size, *limits, title, x_label, y_label, log_x, log_y)
+    limits = _limits(x[shown], room=0.015), _limits(y[shown], log_y, y_range)
+    picture, box, layer, place = _axes(size, *limits, title, x_label, y_label, log_y)
     pen = ImageDraw.Draw(layer)
     for label, line in pale.items():
         light = tuple(255 - (255 - c) // 3 for c in ImageColor.getrgb(colours[label]))
