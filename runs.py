@@ -789,8 +789,7 @@ def smooth(ys, window):
     return np.divide(sums[last] - sums[first], count, out=np.full(len(ys), np.nan), where=count > 0)
 
 
-def histogram(values, bins=100, title="", x_label="", size=(560, 360), x_range=None, log_y=False,
-              y_label="share per bin"):
+def histogram(values, bins=100, title="", x_label="", size=(560, 360), x_range=None):
     """Draws the distribution of the values: a bar's height is the share of all finite values that lie in its
     bin. The bins divide `x_range`, by default from the lowest value to the highest."""
     values = _numbers(values).ravel()
@@ -798,11 +797,10 @@ def histogram(values, bins=100, title="", x_label="", size=(560, 360), x_range=N
     low, high = _limits(values, given=x_range, room=0)
     counts, edges = np.histogram(values, bins, (low, high))
     shares = counts / max(len(values), 1)
-    heights = _numbers(shares, log_y)
-    y_limits = _limits(heights[counts > 0], log_y, given=None if log_y else (0, None))
+    y_limits = _limits(shares[counts > 0], given=(0, None))
     x_limits = low - 0.02 * (high - low), high + 0.02 * (high - low)
-    picture, box, layer, place = _axes(size, x_limits, y_limits, title, x_label, y_label, log_y=log_y)
-    x, y = place(edges, np.append(heights, 0))
+    picture, box, layer, place = _axes(size, x_limits, y_limits, title, x_label, "share per bin")
+    x, y = place(edges, np.append(shares, 0))
     for i in np.flatnonzero(counts):
         ImageDraw.Draw(layer).rectangle((x[i], y[i], x[i + 1] - 1, layer.height), COLOURS[0])
     if len(values) == 0:
@@ -811,11 +809,11 @@ def histogram(values, bins=100, title="", x_label="", size=(560, 360), x_range=N
     return picture
 
 
-def surface(values, extent, points=None, fake=None, title="", size=(300, 300), levels=12):
+def surface(values, extent, points=None, fake=None, size=(300, 300), levels=12):
     """Draws a function of the plane as in Figure 1(a): steps of colour, from dark (low) to light (high), and
     a line at each of `levels` equally spaced values between its extremes; grey where it is not finite.
     values: H x W, on a grid over extent (x0, x1, y0, y1), ends included, row 0 at y0, the bottom.
-    points, fake: N x 2, orange and light blue dots. `size` is that of the surface; a title adds to it."""
+    points, fake: N x 2, orange and light blue dots."""
     values, (x0, x1, y0, y1) = _numbers(values)[::-1], extent
     values = np.where(np.isfinite(values), values, np.nan)
     low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0, 0)
@@ -834,21 +832,18 @@ def surface(values, extent, points=None, fake=None, title="", size=(300, 300), l
             if x0 <= x <= x1 and y0 <= y <= y1:
                 x, y = (x - x0) / (x1 - x0) * width, (y1 - y) / (y1 - y0) * height
                 ImageDraw.Draw(layer).circle((x, y), 1.7 * FINER, colour)
-    top = 24 if title else 0
-    picture = Image.new("RGB", (size[0], size[1] + top), "white")
-    picture.paste(layer.reduce(FINER), (0, top))
-    ImageDraw.Draw(picture).rectangle((0, top, size[0] - 1, size[1] + top - 1), outline=GREY)
-    _put(picture, _text(title, 14), size[0] / 2, top - 4, down=1)
+    picture = layer.reduce(FINER)
+    ImageDraw.Draw(picture).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=GREY)
     return picture
 
 
-def image_grid(images, columns=None, scale=1, gap=2):
-    """Images on white, row after row, `gap` pixels apart. images: uint8, N x C x H x W, C 1 or 3;
-    each pixel becomes scale x scale. The default number of columns is the square root of N, rounded up."""
+def image_grid(images, columns=None, gap=2):
+    """Images on white, row after row, `gap` pixels apart. images: uint8, N x C x H x W, C 1 or 3. The default
+    number of columns is the square root of N, rounded up."""
     images = np.asarray(images.detach().cpu() if torch.is_tensor(images) else images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be uint8, N x 1 or 3 x H x W, not {images.dtype} {images.shape}")
-    images = images.repeat(3 // images.shape[1], 1).repeat(scale, 2).repeat(scale, 3).transpose(0, 2, 3, 1)
+    images = images.repeat(3 // images.shape[1], 1).transpose(0, 2, 3, 1)
     count, high, wide, _ = images.shape
     columns = columns or max(1, math.ceil(math.sqrt(count)))
     rows = max(1, math.ceil(count / columns))
