@@ -529,12 +529,12 @@ def image_folder(folder, size, cache_dir=".", train=None):
     try:
         if about.exists():
             try:
-                found = json.loads(about.read_text())
-                if found != {**expected, "count": found["count"]}:
+                known = json.loads(about.read_text())
+                if known != {**expected, "count": known["count"]}:
                     raise ValueError("the folder has changed")
-                if pixels.stat().st_size != found["count"] * 3 * size * size:
+                if pixels.stat().st_size != known["count"] * 3 * size * size:
                     raise ValueError("its size is wrong")
-                return np.memmap(pixels, np.uint8, "r", shape=(found["count"], 3, size, size))
+                return np.memmap(pixels, np.uint8, "r", shape=(known["count"], 3, size, size))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 print(f"making {pixels} again: {_reason(error)}", file=sys.stderr)
                 about.unlink()

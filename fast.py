@@ -61,7 +61,7 @@ def train(G, D, batches, latents, opt_G, opt_D, method=wgan_gp.WGAN_GP, iteratio
                 _, *losses = next(algorithm)  # recorded, not computed
             algorithm.close()
         if seed is not None:  # a replay takes the seed that is set when it begins
-            torch.manual_seed(seed * 1_000_003 + iteration)
+            wgan_gp.seed_iteration(seed, iteration)
         for group, rate in zip(groups, rates):
             group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
             rate.fill_(group["lr"])

@@ -7,11 +7,12 @@
     net = inception.load()                             # downloads 95 MB into data/ the first time
     mean, std = inception.inception_score(x, net)      # x: N x 3 x H x W bytes (uint8), any H and W
 
-A score can be compared with others' only if every step is the same. The steps, in this file's order:
-  1. the network: Inception v3 as TensorFlow published it on 2015-12-05, which is not torchvision's;
-  2. the resize to 299x299, with the corner convention of TensorFlow 1, and (x - 128) / 128;
-  3. p(y|x): the softmax of features times weights, 1,008 numbers, without the bias;
-  4. the score: 10 consecutive parts, their mean and population standard deviation, of 50,000 images.
+A score can be compared with others' only if every step is the same:
+
+    the network   Inception                  v3 as TensorFlow published it on 2015-12-05, which is not torchvision's
+    the resize    tf1_resize                 to 299x299, TensorFlow 1's corner convention; then (x - 128) / 128
+    p(y|x)        Inception.probabilities    softmax of features times weights, 1,008 numbers, without the bias
+    the score     score_from_probabilities   10 consecutive parts of 50,000 images, mean and population deviation
 """
 import argparse
 import hashlib
@@ -47,7 +48,7 @@ class ImageError(ValueError):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# 1. The network: Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision". The
+# The network: Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision". The
 #    attributes have torchvision's names, because the published file has. "valid" means no padding.
 
 class Conv(nn.Module):
@@ -224,7 +225,7 @@ class Inception(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# 2. From bytes to features and probabilities
+# From bytes to features and probabilities
 
 def tf1_resize(images, size=299):
     """Bilinear resize as TensorFlow 1 did it (align_corners=False, no half-pixel centres), in float32.
@@ -316,7 +317,7 @@ def batches(n, size, progress):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# 3. The score
+# The score
 
 def score_from_probabilities(p, splits=10):
     """Inception score, (mean, standard deviation) over splits, from class probabilities p, N x classes.
@@ -356,7 +357,7 @@ def inception_score(images, net, splits=10, batch_size=50, progress=True):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# 4. The Frechet Inception distance
+# The Frechet Inception distance
 
 def statistics(features):
     """Mean, d, and covariance (divided by N - 1), d x d, of features, N x d; float64, in parts of 1,000."""
@@ -400,7 +401,7 @@ def fid(features1, features2):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# 5. Weights
+# Weights
 
 def one_line(error):
     """What an exception says, or what it is called, without line breaks."""
@@ -469,7 +470,7 @@ def load_or_warn(data_dir="data", path=None, device="cpu"):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# 6. Images from files
+# Images from files
 
 class Folder:
     """A folder's images in order of their names: N x 3 x H x W bytes, read only when sliced, so that any
@@ -559,7 +560,7 @@ def cifar_train(data_dir="data"):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# 7. The command
+# The command
 
 def positive(text):
     """An argparse type: a whole number of at least 1."""

@@ -127,17 +127,10 @@ def highest(number=0):
 def one_first():
     """On each machine one process does what is inside before the others: it downloads, they find what it left."""
     if LOCAL_RANK:
-        highest()
+        highest()  # waits for the one
     yield
     if not LOCAL_RANK:
         highest()
-
-
-def from_rank_0(tensor):
-    """The values that `tensor` has in rank 0."""
-    tensor = tensor.contiguous()
-    dist.broadcast(tensor, 0)
-    return tensor
 
 
 def share(batch_size, flag="--batch-size"):
@@ -195,27 +188,19 @@ def flags(doc, data, iterations, batch_size):
     return parser
 
 
-def whole(least, below=math.inf):
-    """An argparse type: a whole number of at least `least` and below `below`."""
-    def parse(text):
-        value = int(text)
-        if not least <= value < below:
-            raise argparse.ArgumentTypeError(f"{text} is {'less than' if value < least else 'not below'} "
-                                             f"{least if value < least else below}")
-        return value
-    parse.__name__ = "whole number"
-    return parse
-
-
-def number(least, below=math.inf):
+def number(least, below=math.inf, kind=float):
     """An argparse type: a finite number of at least `least` and below `below`."""
     def parse(text):
-        value = float(text)
+        value = kind(text)
         if not least <= value < below:
-            raise argparse.ArgumentTypeError(f"{text} is not in [{least:g}, {below:g})")
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}" if value < least else
+                                             f"{text} is not below {below}" if value >= below else f"{text} is no number")
         return value
-    parse.__name__ = "number"
+    parse.__name__ = "number" if kind is float else "whole number"  # for argparse's own message
     return parse
+
+
+whole = functools.partial(number, kind=int)  # an argparse type likewise: a whole number
 
 
 def device(name):
@@ -373,7 +358,9 @@ class Run:
                     thing.register_step_pre_hook(average_gradients)
                 else:
                     for w in thing.state_dict().values():  # the same already, if all machines are alike
-                        w.copy_(from_rank_0(w))
+                        same = w.contiguous()
+                        dist.broadcast(same, 0)
+                        w.copy_(same)
         signal.signal(signal.SIGINT, self.interrupt)
         signal.signal(signal.SIGTERM, self.interrupt)
         self.first_iteration, self.begun = iteration, time.monotonic()
@@ -382,9 +369,9 @@ class Run:
 
     def interrupt(self, signum, frame):
         """Ask the loop to stop at its next checkpoint(); asked a second time, stop at once."""
-        if self.interrupted and signum == signal.SIGINT:
-            raise KeyboardInterrupt
         if self.interrupted:
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
             return  # a scheduler's SIGTERM comes again through torchrun, perhaps while this is saving
         self.interrupted = signum
         print("\nstopping after this iteration (once more: at once, without saving)", file=sys.stderr)

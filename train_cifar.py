@@ -53,17 +53,17 @@ def parse():
                         help="samples scored after the last iteration (default 50000)")
     parser.add_argument("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
     args = fast.parse(parser)
-    if args.beta1 is not None and "betas" not in wgan_gp.METHODS[args.method].optimizer.keywords:
+    if args.beta1 is not None and args.method not in wgan_gp.ADAM:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
     return args
 
 
 def train(args):
-    method = wgan_gp.METHODS[args.method]
-    if args.beta1 is not None:
-        method = method.with_beta1(args.beta1)
+    """One curve of Figure 3: Algorithm 1 by one method, with pictures, held-out loss and scores."""
+    method = wgan_gp.METHODS[args.method].with_beta1(args.beta1)
     # No batch norm where there is a penalty: it would tie the examples of a batch to each other (Section 4).
-    norm = {"auto": None if method.lam else "batch", "none": None}.get(args.norm, args.norm)
+    norm = args.norm if args.norm != "auto" else "none" if method.lam else "batch"
+    norm = None if norm == "none" else norm
     name = "cifar" if args.data == "cifar10" else Path(args.data).resolve().name
     out = runs.folder(args, f"runs/{name}-{args.method}")
     with runs.one_first():
@@ -96,10 +96,10 @@ def train(args):
         if net and (step.iteration % args.score_every == 0 or last):
             with run.clock_stopped():
                 mean, deviation = score(G, latents, args.score_samples, net)
-                measured |= dict(inception_score=mean, inception_deviation=deviation, samples_scored=args.score_samples)
+                measured.update(inception_score=mean, inception_deviation=deviation, samples_scored=args.score_samples)
                 if last:  # many samples score higher than few, so this is no point of the curve
                     mean, deviation = score(G, latents, args.final_samples, net)
-                    measured |= dict(final_score=mean, final_deviation=deviation, final_samples=args.final_samples)
+                    measured.update(final_score=mean, final_deviation=deviation, final_samples=args.final_samples)
         run.log(step, **measured)
         run.checkpoint(step.iteration)
     run.save_curves([("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),

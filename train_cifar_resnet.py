@@ -55,14 +55,17 @@ def parse():
 # features once more: sharing them with the score would save that pass, and cost the loop its shape.
 
 def critic_term(D, x, y):
+    """Added to D's loss: x real (m, 3, 32, 32), y their classes (m,)."""
     return F.cross_entropy(D.classify(x), y)
 
 
 def generator_term(D, x_tilde, y):
+    """Added to G's loss: x_tilde generated (m, 3, 32, 32), y the classes asked for (m,)."""
     return 0.1 * F.cross_entropy(D.classify(x_tilde), y)
 
 
 def train(args):
+    """One row of Table 3: Algorithm 1, with pictures, held-out loss and scores."""
     method = wgan_gp.WGAN_GP._replace(optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))
     name = "cifar" if args.data == "cifar10" else Path(args.data).resolve().name
     out = runs.folder(args, f"runs/{name}-resnet{'-conditional' * args.conditional}")

@@ -27,9 +27,7 @@ ORDERS = (1, 2, 3, 4)  # n-grams
 
 def main():
     args = parse()
-    method = wgan_gp.METHODS[args.method]
-    if args.beta1 is not None:
-        method = method.with_beta1(args.beta1)
+    method = wgan_gp.METHODS[args.method].with_beta1(args.beta1)
     if method.n_critic > 1:
         method = method._replace(n_critic=args.n_critic)
     out = runs.folder(args, f"runs/language-{args.method}")
@@ -82,7 +80,7 @@ def parse():
     parser.add_argument("--sample-every", type=runs.whole(1), default=100, metavar="N",
                         help="iterations between samples and divergences (default 100)")
     args = parser.parse_args()
-    if args.beta1 is not None and "betas" not in wgan_gp.METHODS[args.method].optimizer.keywords:
+    if args.beta1 is not None and args.method not in wgan_gp.ADAM:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
     return args
 

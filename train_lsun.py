@@ -76,7 +76,7 @@ def parse():
         parser.error(f"--size 128: {args.architecture} has 64 x 64 networks alone; choose --architecture resnet")
     if args.dim % 4 and (args.architecture == "resnet101" or args.commands or args.measure):
         parser.error(f"--dim {args.dim}: resnet101 has layers of a quarter of it; choose a multiple of 4")
-    if args.beta1 is not None and not args.commands and "betas" not in wgan_gp.METHODS[args.method].optimizer.keywords:
+    if args.beta1 is not None and not args.commands and args.method not in wgan_gp.ADAM:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
     args.beta1 = 0.5 if args.beta1 is None else args.beta1  # of both methods that have Adam (Appendix E)
     return args
@@ -85,7 +85,7 @@ def parse():
 def make(args):
     """The method, with Appendix E's beta1, and the generator and critic that the flags name."""
     method = wgan_gp.METHODS[args.method]
-    if "betas" in method.optimizer.keywords:
+    if args.method in wgan_gp.ADAM:
         method = method.with_beta1(args.beta1)
     size = {"size": args.size} if args.architecture == "resnet" else {}
     make_G, make_D = models.LSUN[args.architecture]
@@ -95,6 +95,7 @@ def make(args):
 
 
 def train(args):
+    """One cell of Figure 2: one architecture, one method."""
     name = f"{Path(args.data).resolve().name}{args.size if args.size > 64 else ''}-{args.architecture}-{args.method}"
     out = runs.folder(args, f"runs/{name}")
     if args.data == "data/lsun" and not Path(args.data).is_dir():
@@ -149,8 +150,7 @@ def print_commands():
     mine, others = parser.parse_known_args()
     for architecture, method in itertools.product(ROWS, COLUMNS):
         out = ["--out", f"{mine.out}/{architecture}-{method}"] if mine.out else []
-        adam = "betas" in wgan_gp.METHODS[method].optimizer.keywords
-        beta1 = ["--beta1", mine.beta1] if mine.beta1 is not None and adam else []
+        beta1 = ["--beta1", mine.beta1] if mine.beta1 is not None and method in wgan_gp.ADAM else []
         print(shlex.join(["python", "train_lsun.py", *others, "--architecture", architecture, "--method", method,
                           *beta1, *out]))
 

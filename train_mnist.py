@@ -152,7 +152,8 @@ def report(logs):
     for method, log in logs.items():
         gap, rise, fall = trend(log)
         if np.isnan(rise):
-            return print("too short a run to say whether the curves part")
+            print("too short a run to say whether the curves part")
+            return
         print(f"{LABELS[method]}: training is {gap:.3g} above validation at the end; in the last half training went "
               f"{rise:+.3g}, validation {fall:+.3g} per 1,000 iterations")
         claims.append(f"{LABELS[method]}: the curves {'part' if gap > 0 and rise > fall else 'do not part'}")

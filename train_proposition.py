@@ -44,6 +44,7 @@ class Problem(NamedTuple):
 
 
 def circle(angle, radius):
+    """Angles (n,), in radians, to points (n, 2) on a circle about 0."""
     return radius * torch.stack([angle.cos(), angle.sin()], 1)
 
 
@@ -133,7 +134,7 @@ def train(args, name, method_name):
     opt_D = method.optimizer(D.parameters())
     lr = opt_D.param_groups[0]["lr"]
     for iteration in range(run.start(D=D, opt_D=opt_D), args.iterations):
-        torch.manual_seed(args.seed * 1_000_003 + iteration)
+        wgan_gp.seed_iteration(args.seed, iteration)
         opt_D.param_groups[0]["lr"] = lr * (1 - iteration / args.iterations)
         x_tilde = problem.generated(args.batch_size)
         x = problem.coupled(x_tilde if args.paired else problem.generated(args.batch_size))

@@ -139,6 +139,7 @@ def architectures(seed):
 
 
 def print_architectures(n, seed):
+    """The first n of the set, a line each."""
     rows = [["Index", *TABLE_1], *([i, *row.values()] for i, row in enumerate(architectures(seed)[:n]))]
     widths = [max(len(str(value)) for value in column) for column in zip(*rows)]
     for row in rows:
@@ -185,12 +186,14 @@ def variant(method, one_sided, activation):
 
 
 def train(args):
+    """One run of the set: train it, measure it, write its result."""
     folder, name = Path(args.out), f"{args.index:03d}-{variant(args.method, args.one_sided, args.activation)}"
     path = folder / f"{name}.json"
     if path.exists():
         if not args.resume:
             raise runs.Mistake(f"{path} is this run's result already: choose another --out, or delete it", 2)
-        return print(f"{path} is there already", file=sys.stderr)
+        print(f"{path} is there already", file=sys.stderr)
+        return
     if args.data == IMAGENET and not Path(IMAGENET).is_dir():
         raise runs.Mistake(f"there is no folder {IMAGENET}: put 32x32 ImageNet's training images there (image-net.org, "
                            f"after registering), or take a stand-in: --data cifar10, --data shapes")
@@ -300,7 +303,7 @@ def read_results(folder):
     return results, {name: value for name, (value, _) in study.items()}
 
 
-def number(result, column):
+def comparable(result, column):
     """What a result is compared by, None if it was not measured. A run that diverged is below every threshold."""
     return result[column] if result["diverged"] is None else -math.inf
 
@@ -319,13 +322,14 @@ def sign_test(wins, losses):
 
 def paired(results, first, second, column):
     """Two lists, of the numbers of the architectures for which both variants have one."""
-    both = [(number(results[first][i], column), number(results[second][i], column))
+    both = [(comparable(results[first][i], column), comparable(results[second][i], column))
             for i in sorted(results.get(first, {}).keys() & results.get(second, {}).keys())]
     both = [pair for pair in both if None not in pair]
     return [a for a, _ in both], [b for _, b in both]
 
 
 def table(folder):
+    """Print what the results in `folder` add up to, for each measure that they have, and draw figure.png there."""
     results, study = read_results(folder)
     everything = [result for some in results.values() for result in some.values()]
     print(f"Results in {folder}: " + ", ".join(f"{name} {value}" for name, value in study.items()))
@@ -335,7 +339,7 @@ def table(folder):
         print(f"  {kind}: {len(some)} runs; diverged: {', '.join(diverged) or 'none'}; variation below .1: {collapsed}",
               end="")
         for column, (name, *_) in MEASURES.items():
-            numbers = [number(result, column) for result in some.values()]
+            numbers = [comparable(result, column) for result in some.values()]
             if None not in numbers:
                 print(f"; median {name} {statistics.median(numbers):.3f}", end="")
         seconds = [result["seconds_per_iteration"] for result in some.values()]
@@ -351,11 +355,11 @@ def table(folder):
             continue
         print(f"\n{'Tables 2 and 5: o' if paper else 'O'}utcomes by {name}" + (
             "" if paper else ", a number of this script's own, which needs no Inception weights"))
-        gan, wgan_gp = paired(results, "gan", "wgan-gp", column)
+        gan, penalised = paired(results, "gan", "wgan-gp", column)
         print(f"{len(gan)} architectures trained both ways" + "; the paper's: 200, on 32x32 ImageNet" * bool(paper))
         if gan:
-            print_outcomes(gan, wgan_gp, name, thresholds, paper)
-            pictures.append(draw_distributions(gan, wgan_gp, name, paper))
+            print_outcomes(gan, penalised, name, thresholds, paper)
+            pictures.append(draw_distributions(gan, penalised, name, paper))
         one_sided, two_sided = paired(results, "wgan-gp-one-sided", "wgan-gp", column)
         if one_sided:
             print_appendix_c(two_sided, one_sided, name)
@@ -364,16 +368,18 @@ def table(folder):
         print(f"\ndrew {folder / 'figure.png'}")
 
 
-def print_outcomes(gan, wgan_gp, name, thresholds, paper):
+def print_outcomes(gan, penalised, name, thresholds, paper):
+    """A row for each threshold: our counts, from two lists paired by position, and the paper's."""
     titles = ["Only GAN", "Only WGAN-GP", "Both succeeded", "Both failed"]
     print(f"{'Min. ' + name:<22}" + "  ".join(titles) + "    the paper's 200" * bool(paper))
     for threshold in thresholds:
-        ours = "  ".join(f"{n:>{len(title)}}" for n, title in zip(outcomes(gan, wgan_gp, threshold), titles))
+        ours = "  ".join(f"{n:>{len(title)}}" for n, title in zip(outcomes(gan, penalised, threshold), titles))
         theirs = "  ".join(f"{n:>3}" for n in paper.get(threshold, ()))
         print(f"{threshold:<22.1f}{ours}    {theirs}".rstrip())
 
 
 def print_appendix_c(two_sided, one_sided, name):
+    """How often each penalty has the higher number, of two lists paired by position, and the paper's count."""
     wins = sum(a > b for a, b in zip(two_sided, one_sided))
     losses = sum(a < b for a, b in zip(two_sided, one_sided))
     two, one = APPENDIX_C
@@ -382,11 +388,11 @@ def print_appendix_c(two_sided, one_sided, name):
           f"{two} and {one} of 174, which do not add up ({two + one}); p = {sign_test(two, one):.3g}")
 
 
-def draw_distributions(gan, wgan_gp, name, paper):
+def draw_distributions(gan, penalised, name, paper):
     """Three pictures: how the numbers of each method are distributed, and the share of architectures above each
     number. Likenesses, which have no lower bound, are drawn at -1 if they are below."""
     both = {label: [max(value, -1) if math.isfinite(value) else value for value in values]
-            for label, values in [("GAN", gan), ("WGAN-GP", wgan_gp)]}
+            for label, values in [("GAN", gan), ("WGAN-GP", penalised)]}
     finite = [value for values in both.values() for value in values if math.isfinite(value)] or [0]
     limits = min(finite), max(finite) + 1e-6
     pictures, curves, at = [], {}, np.linspace(*limits, 300)
@@ -395,7 +401,6 @@ def draw_distributions(gan, wgan_gp, name, paper):
         pictures.append(runs.histogram(values, 20, f"{label}: {len(values)} architectures, {diverged} diverged", name,
                                        x_range=limits, size=(420, 300)))
         curves[label] = (at, [np.mean(np.array(values) > t) for t in at])
-    at = np.linspace(*limits, 300)
     for i, label in enumerate(["the paper's GAN", "the paper's WGAN-GP"] if paper else []):
         curves[label] = (list(paper), [(row[i] + row[2]) / sum(row) for row in paper.values()])
     return pictures + [runs.line_chart(curves, "share of architectures above", name, y_range=(0, 1), size=(420, 300))]

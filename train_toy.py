@@ -70,6 +70,7 @@ def fill_in(args, settings):
 # -------------------------------------------------------------------------------------------- the figure: critics only
 
 def draw_figure(args):
+    """figure.png: three toys, two critics each."""
     toys = list(data.TOYS) if args.data == "all" else [args.data]
     args.out = args.out or "runs/toy"
     rows = [[train_critic(args, toy, method) for toy in toys] for method in ("wgan", "wgan-gp")]
@@ -94,7 +95,7 @@ def train_critic(args, toy, method_name):
     lr = opt_D.param_groups[0]["lr"]
     batches = data.toy_batches(data.TOYS[toy], args.batch_size, args.device)
     for iteration in range(run.start(D=D, opt_D=opt_D), args.iterations):
-        torch.manual_seed(args.seed * 1_000_003 + iteration)
+        wgan_gp.seed_iteration(args.seed, iteration)
         opt_D.param_groups[0]["lr"] = lr * (1 - args.decay * iteration / args.iterations)
         x, = next(batches)
         # Each real point has its own noise, and the interpolates run between the two.
@@ -123,6 +124,7 @@ def value_surface(D, toy, args, x_tilde=None, reach=2.2, side=128):
 # ------------------------------------------------------------------------------------------------- the GAN: Algorithm 1
 
 def train_generator(args):
+    """Algorithm 1 on one toy, with pictures of samples over the critic's surface."""
     fill_in(args, SETTINGS["paper" if args.paper else "generator"])
     method = wgan_gp.METHODS["wgan-gp"]._replace(
         lam=args.lam, optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))

@@ -8,7 +8,9 @@ Needs torch alone: copy this file, or gradient_penalty by itself, wherever you l
     x_hat    random points between x and x_tilde        eps      where between: one number per example
     lam      the weight (lambda) of the penalty, 10     n_critic critic steps per generator step, 5
 
-The loop over i = 1..m in lines 3 to 8 is the batch dimension. Numbers in brackets are the paper's references.
+The loop over i = 1..m in lines 3 to 8 is the batch dimension. Numbers in brackets are the paper's references. Section 4
+is five functions: gradient_penalty (equation 3; line 6), critic_loss (line 7), critic_step (5 to 9), generator_step (12)
+and train (the loops; 4 and 11). The losses and METHODS between them are the GANs that it is compared with.
 """
 import math
 from functools import partial
@@ -33,8 +35,8 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
     """
     if x.shape != x_tilde.shape:
         raise ValueError(f"x and x_tilde are paired, but their shapes are {tuple(x.shape)} and {tuple(x_tilde.shape)}")
-    eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # one number per example
-    x_hat = (eps * x + (1 - eps) * x_tilde).detach().requires_grad_()
+    eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # line 4: one number per example
+    x_hat = (eps * x + (1 - eps) * x_tilde).detach().requires_grad_()  # line 6
     # The score of one example depends on that example alone, so the gradient of the sum holds every example's own.
     gradient, = torch.autograd.grad(D(x_hat).sum(), x_hat, create_graph=True)
     excess = gradient.flatten(1).norm(dim=1) - 1  # at 0, norm() has derivative 0, where sqrt(sum(g**2)) has NaN
@@ -93,7 +95,7 @@ class Method(NamedTuple):
     Change one thing with `METHODS["wgan-gp"]._replace(lam=1)`; the learning rate with
     `_replace(optimizer=partial(method.optimizer, lr=3e-4))`.
     """
-    critic_loss: Callable  # (D(x), D(x_tilde)) -> scalar
+    critic_loss: Callable  # (D(x), D(x_tilde)) -> scalar; with the penalty it is critic_loss, below
     generator_loss: Callable  # D(x_tilde) -> scalar
     lam: float  # weight of the gradient penalty; 0: none
     clip: float  # weights of D stay in [-clip, clip]; 0: no clipping
@@ -104,7 +106,9 @@ class Method(NamedTuple):
     generator_term: Callable = no_term  # (D, x_tilde, *labels) -> scalar added to G's loss
 
     def with_beta1(self, beta1):
-        """The method with another beta1 for its Adam; beta2 stays."""
+        """The method with another beta1 for its Adam (see ADAM); beta2 stays. None: the method as it is."""
+        if beta1 is None:
+            return self
         betas = (beta1, self.optimizer.keywords["betas"][1])
         return self._replace(optimizer=partial(self.optimizer, betas=betas))
 
@@ -125,17 +129,19 @@ METHODS = {
 METHODS["wgan-gp-rmsprop"] = METHODS["wgan-gp"]._replace(optimizer=METHODS["wgan"].optimizer)
 METHODS["dcgan-gp"] = METHODS["dcgan"]._replace(lam=10)
 WGAN_GP = METHODS["wgan-gp"]
+ADAM = [name for name, method in METHODS.items() if method.optimizer.func is Adam]  # the others have RMSProp
 
 
-def critic_loss(D, x, x_tilde, method=WGAN_GP):
-    """Equation 3 on one batch, or another method's loss: what a critic step minimises, without critic_term.
+def critic_loss(D, x, x_tilde, *y, method=WGAN_GP):
+    """Equation 3 on one batch, or another method's loss: what a critic step minimises.
 
-    x, x_tilde: (m, ...). Returns three scalar tensors: the loss, penalty included; the Wasserstein estimate
-    E[D(x)] - E[D(x_tilde)]; and the penalty without its weight (0 for a method that has none).
+    x, x_tilde: (m, ...); y: the labels of x, if the method's critic_term wants them. Returns three scalar tensors: the
+    loss, penalty and critic_term included; the Wasserstein estimate E[D(x)] - E[D(x_tilde)]; and the penalty without
+    its weight (0 for a method that has none).
     """
     real, fake = D(x), D(x_tilde)  # two passes: where D has batch norm, real and generated statistics stay apart
-    penalty = gradient_penalty(D, x, x_tilde, method.one_sided) if method.lam else torch.zeros_like(real.mean())
-    loss = method.critic_loss(real, fake) + method.lam * penalty
+    penalty = gradient_penalty(D, x, x_tilde, method.one_sided) if method.lam else real.new_zeros(())
+    loss = method.critic_loss(real, fake) + method.lam * penalty + method.critic_term(D, x, *y)  # line 7, its mean over i
     return loss, real.mean() - fake.mean(), penalty
 
 
@@ -147,10 +153,9 @@ def critic_step(G, D, opt_D, x, z, *y, method=WGAN_GP):
     """
     with torch.no_grad():
         x_tilde = G(z, *y)  # line 5
-    loss, wasserstein, penalty = critic_loss(D, x, x_tilde, method)  # lines 6 and 7
-    loss = loss + method.critic_term(D, x, *y)
+    loss, wasserstein, penalty = critic_loss(D, x, x_tilde, *y, method=method)  # lines 6 and 7
     opt_D.zero_grad()
-    loss.backward(inputs=[w for w in D.parameters() if w.requires_grad])
+    loss.backward(inputs=[w for w in D.parameters() if w.requires_grad])  # with respect to w alone
     opt_D.step()  # line 9
     if method.clip:
         clip_weights(D, method.clip)
@@ -165,7 +170,7 @@ def generator_step(G, D, opt_G, z, *y, method=WGAN_GP):
     x_tilde = G(z, *y)
     loss = method.generator_loss(D(x_tilde)) + method.generator_term(D, x_tilde, *y)
     opt_G.zero_grad()
-    loss.backward(inputs=[w for w in G.parameters() if w.requires_grad])
+    loss.backward(inputs=[w for w in G.parameters() if w.requires_grad])  # with respect to theta alone
     opt_G.step()  # line 12
     return loss.detach()
 
@@ -177,6 +182,13 @@ class Step(NamedTuple):
     wasserstein: torch.Tensor  # E[D(x)] - E[D(x_tilde)]: estimates the distance only where D is 1-Lipschitz
     penalty: torch.Tensor  # E[(||grad D(x_hat)|| - 1)^2], without lam
     generator_loss: torch.Tensor
+
+
+def seed_iteration(seed, iteration):
+    """Start torch's global random numbers anew, from the seed (0 to 2**32 - 1) and the iteration: nothing drawn in between
+    disturbs a run, and none of their state need be saved. An odd factor above a million keeps seeds apart; CPU
+    generators heed 32 bits only."""
+    torch.manual_seed(seed * 1_000_003 + iteration)
 
 
 def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_000, start=0, seed=0,
@@ -192,8 +204,7 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
     latents:  latents(m) gives a tuple (z,) or (z, y): m latent variables and, if G wants them, labels
     opt_G, opt_D:  method.optimizer(G.parameters()) and (D.parameters()), made by the caller, who can save them
     start:    iterations done before, when a run is resumed
-    seed:     0 to 2**32 - 1: torch's global random numbers start anew from (seed, iteration) at each iteration, so
-              that nothing drawn in between disturbs a run, and none of their state need be saved. None: left alone
+    seed:     for seed_iteration at each iteration; None: random numbers are left alone
     decay:    learning rates fall linearly to 0 over `iterations` (Appendix F)
     generator_batch:  examples in the generator's batch, if not as many as in the critic's
     """
@@ -201,13 +212,13 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
     for group in groups:
         group.setdefault("initial_lr", group["lr"])  # kept in the optimiser's state, and so when a run is resumed
     for iteration in range(start, iterations):  # line 1
-        if seed is not None:  # an odd number above a million keeps seeds apart; CPU generators heed 32 bits only
-            torch.manual_seed(seed * 1_000_003 + iteration)
+        if seed is not None:
+            seed_iteration(seed, iteration)
         for group in groups:
             group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
         for _ in range(method.n_critic):  # lines 2 to 10
-            x, *y = next(batches)
-            z = latents(len(x))[0]  # with the labels of x, if there are labels
+            x, *y = next(batches)  # line 4
+            z = latents(len(x))[0]  # its labels, if there are labels, are those of x
             critic = critic_step(G, D, opt_D, x, z, *y, method=method)
         generator = generator_step(G, D, opt_G, *latents(generator_batch or len(x)), method=method)  # 11 and 12
         yield Step(iteration + 1, *critic, generator)
@@ -216,14 +227,14 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
 def held_out_loss(G, D, batches, latents, method=WGAN_GP):
     """What D minimises, on examples that it was not trained on and fresh samples of G (Figure 5(b), Section 5.6).
 
-    batches: a finite iterable of (x,) or (x, y). Returns the loss, the Wasserstein estimate and the penalty, three
+    batches: a finite iterable of (x,) or (x, y), not empty. Returns the loss, the Wasserstein estimate and the penalty, three
     numbers, each the mean over all examples.
     """
     total, examples = 0, 0
     for x, *y in batches:
-        x_tilde = sample(G, lambda m: (latents(m)[0], *y), len(x), len(x))
-        loss, *others = critic_loss(D, x, x_tilde, method)
-        losses = torch.stack([loss + method.critic_term(D, x, *y), *others]).detach()
+        with torch.no_grad():
+            x_tilde = G(latents(len(x))[0], *y)
+        losses = torch.stack(critic_loss(D, x, x_tilde, *y, method=method)).detach()
         total, examples = total + losses * len(x), examples + len(x)
     return tuple((total / examples).tolist())
 

@@ -643,6 +643,10 @@ def test_image_folder_changed(album, tmp_path, capsys):
     assert firsts(data.image_folder(album, 16, cache))[-1] == 98
     (album / "a" / "03.png").unlink()
     assert firsts(data.image_folder(album, 16, cache)) == [0, 1, 2, *range(4, 24), 98]
+    for image in album.rglob("*.png"):
+        image.unlink()
+    with pytest.raises(data.DataError, match="has no image that can be used"):
+        data.image_folder(album, 16, cache)
 
 
 def test_image_folder_broken_cache(album, tmp_path, capsys):

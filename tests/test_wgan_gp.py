@@ -404,7 +404,7 @@ def test_further_terms_train_their_own_network_only():
     G, D = toy_pair()
     x, z = pair()
     method = WGAN_GP._replace(critic_term=lambda D, x, *y: 3 * D(x).mean(), generator_term=lambda D, x_tilde, *y: 5.0)
-    plain, _, _ = wgan_gp.critic_loss(D, x, x, WGAN_GP._replace(lam=0))
+    plain, _, _ = wgan_gp.critic_loss(D, x, x, method=WGAN_GP._replace(lam=0))
     opt_D, opt_G = method.optimizer(D.parameters()), method.optimizer(G.parameters())
     real = D(x).mean().item()
     before = weights(G)
