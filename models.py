@@ -125,7 +125,8 @@ def layer_norm(channels):
 
 
 def critic_norm(norm, channels):
-    """A critic's normalisation. norm: None (WGAN-GP), "batch" (the other methods) or "layer" (Section 4)."""
+    """A critic's normalisation. norm: None (WGAN-GP on CIFAR-10 and MNIST), "batch" (the other methods) or "layer"
+    (WGAN-GP in Figure 2 and Table 1; Section 4)."""
     return {None: no_norm, "batch": batch_norm, "layer": layer_norm}[norm](channels)
 
 
@@ -300,7 +301,7 @@ class CifarResNetCritic(nn.Module):
         return self.label(self.features(x))
 
 
-# ------------------------------------------------------------- LSUN, 64x64 and 128x128: Figures 2 and 4, Section 5.2
+# ------------------------------------------------------------- LSUN, 64x64 and 128x128: Figures 2 and 4, Sections 5.2, 5.4
 
 class Gate(nn.Module):
     """The gated multiplicative nonlinearity (van den Oord et al. [24]), sigmoid(a) * tanh(b), of the even channels a
@@ -427,7 +428,7 @@ def resnet101_critic(dim=64, norm="layer"):
                          nn.Flatten(), Linear(4 * 4 * 8 * dim, 1), Scale(1 / 5), nn.Flatten(0))
 
 
-# Figure 2's rows, G(dim) and D(dim, norm): six are the DCGAN pair with something changed. Where D is normalised, norm is
+# Figure 2's rows, G(dim) and D(dim, norm): five are the DCGAN pair with something changed. Where D is normalised, norm is
 # "layer" under WGAN-GP and "batch" otherwise (Section 5.2). Last, the pair of Figure 4, which is no row of Figure 2.
 LSUN = {
     "dcgan": (dcgan64_generator, dcgan64_critic),

@@ -3,7 +3,7 @@
     python train_language.py                              on the Billion Word benchmark, with the authors' settings
     python train_language.py --data FILE                  on your own text, UTF-8, one sentence a line; or a folder
     python train_language.py --dim 48 --batch-size 32 --n-critic 5 --max-lines 100000    smaller in all ways, for a CPU
-    python train_language.py --method dcgan               the standard GAN objective, which the paper says fails here
+    python train_language.py --method dcgan               the standard GAN objective (Section 5.5: no comparable results)
 
 The Billion Word folder or archive (1.7 GB) is looked for in data/ and downloaded if neither is there. Sentences are
 cut or padded to 32 characters and one-hot; the generator's softmax goes straight into the critic; the argmax decodes

@@ -1,4 +1,4 @@
-"""Figures 2, 4 and 5(a), Section 5.2, Appendix E: seven architectures and four methods on LSUN's bedrooms.
+"""Figures 2, 4 and 5(a), Sections 5.2, 5.4, 5.6, Appendices E, H: seven architectures and four methods on LSUN's bedrooms.
 
     python train_lsun.py                              WGAN-GP on the baseline, DCGAN; images in data/lsun
     python train_lsun.py --architecture tanh --method lsgan     any of the 28: --help names them

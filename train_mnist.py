@@ -14,7 +14,7 @@ of the images; --dim 16 is many times faster. Iterations: 20,000 for the figure,
 within the first 1,000, and the authors' 200,000 for all of MNIST. Both curves are measured alike, every --measure-every
 iterations: the loss that the critic minimises, penalty included, over the whole subset and over 1,000 random images of
 the test set, against the same fresh samples of the generator. Under clipping both networks have batch norm, as in the
-authors' code; under the penalty neither has (Section 4).
+authors' code; under the penalty neither has (D by Section 4, G by the authors' code).
 """
 from pathlib import Path
 

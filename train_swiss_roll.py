@@ -4,7 +4,7 @@
     python train_swiss_roll.py --constraint l2-clip       another one: also weight-norm, l2-decay, l1-decay
     python train_swiss_roll.py --batch-norm               batch norm in the constrained critics
 
-Section 3 says that other constraints have the same problems, and that batch norm mitigates them. runs/swiss-roll gets
+Section 3 says that other constraints have similar problems, and that batch norm mitigates them to some extent. runs/swiss-roll gets
 a folder for each run, figure.png, gradient_norms.csv, and the slopes are printed: expect straight lines on the
 logarithmic axis for c = .1, .01 and .001, a line near flat for the penalty; weights piled up at -c and c against
 weights spread out. See results/swiss-roll for ours and how long it took.
@@ -141,7 +141,8 @@ def train(args, c):
 def gradient_norms(D, x, x_tilde):
     """||gradient of D's score with respect to what comes out of a ReLU||, for each ReLU of D, an nn.Sequential.
 
-    The mean over the examples of both batches, x (m, 2) and x_tilde (m, 2), which pass D apart, as in training.
+    The mean over the examples of both batches, x (m, 2) and x_tilde (m, 2), which pass D apart, as in training. With batch
+    norm in D it is the gradient of the whole batch's sum, not each example's own, and may cancel to rounding errors.
     """
     D, norms = copy.deepcopy(D).cpu().double(), []
     for h in (x.cpu().double(), x_tilde.cpu().double()):

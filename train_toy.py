@@ -5,7 +5,7 @@
     python train_toy.py --train-generator --data 8gaussians    or on the 8 Gaussians, or the swissroll
     python train_toy.py --train-generator --paper              with the paper's lambda and Adam, unhurried
 
-The figure: "the generator distribution is held fixed at the real distribution plus unit-variance Gaussian noise", and
+The figure: the generator distribution is held "fixed at the real distribution plus unit-variance Gaussian noise", and
 a critic is trained to optimality by weight clipping (top) and by the gradient penalty (bottom). Expect what the paper
 shows: clipping gives featureless surfaces, the penalty surfaces that follow the data. Six critics in runs/toy,
 figure.png, and per critic the Wasserstein estimate of every step. See results/toy for ours and how long it took.

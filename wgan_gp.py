@@ -186,7 +186,7 @@ class Step(NamedTuple):
 
 def seed_iteration(seed, iteration):
     """Start torch's global random numbers anew, from the seed (0 to 2**32 - 1) and the iteration: nothing drawn in between
-    disturbs a run, and none of their state need be saved. An odd factor above a million keeps seeds apart; CPU
+    disturbs a run, and none of their state need be saved. An odd factor above a million keeps seeds below 4,295 apart; CPU
     generators heed 32 bits only."""
     torch.manual_seed(seed * 1_000_003 + iteration)
 
