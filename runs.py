@@ -542,6 +542,14 @@ def write(path, content):
         temporary.unlink(missing_ok=True)
 
 
+def write_csv(path, header, rows):
+    """Write a table, whole or not at all; numbers with six digits."""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(
+        [header, *([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)])
+    write(path, table.getvalue())
+
+
 def read_log(folder):
     """log.csv in `folder`: {column: float array}, NaN where nothing was measured."""
     path = Path(folder) / "log.csv"

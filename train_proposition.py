@@ -18,8 +18,6 @@ Per problem and method a folder in runs/proposition with the log; figure.png (ar
 relative in the clipped row), proposition.csv (all measurements over t), and a table is printed. Width, Adam's rate and
 its fall to 0 are those of train_toy.py. See results/proposition for ours and how long it took.
 """
-import csv
-import io
 import math
 from functools import partial
 from pathlib import Path
@@ -99,11 +97,9 @@ def main():
     args.out = args.out or "runs/proposition"
     names = list(PROBLEMS) if args.data == "all" else [args.data]
     results = {(name, method): train(args, name, method) for method in METHODS for name in names}
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(
-        [["problem", "method", "t", "cosine", "norm", "deviation", "penalised_norm"],
-         *([*key, *(f"{v:.6g}" for v in row)] for key, (rows, *_) in results.items() for row in rows)])
-    runs.write(Path(args.out) / "proposition.csv", table.getvalue())
+    runs.write_csv(Path(args.out) / "proposition.csv",
+                   ["problem", "method", "t", "cosine", "norm", "deviation", "penalised_norm"],
+                   [[*key, *row] for key, (rows, *_) in results.items() for row in rows])
     print(f"{'problem':<9}{'method':<9}{'cosine':>8}{'norm':>9}{'(ideal)':>9}{'W':>8}{'estimate':>10}{'(ideal)':>9}")
     for (name, method), (rows, length, estimate, _) in results.items():
         cosine, norm, _, ideal = (sum(column) / len(rows) for column in list(zip(*rows))[1:])

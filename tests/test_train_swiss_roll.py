@@ -56,6 +56,28 @@ def test_gradient_norms_agree_with_finite_differences_of_the_loss():
     assert script.gradient_norms(D, x, x)[0] == pytest.approx(gradient.norm().item(), rel=1e-8)
 
 
+def test_with_batch_norm_each_examples_own_gradient_is_measured():
+    """By finite differences: move one example's activations, and its own score moves; the batch's sum does not."""
+    torch.manual_seed(1)
+    D = models.toy_critic(dim=5, depth=2).double()
+    D = torch.nn.Sequential(D[0], D[1], D[2], models.batch_norm(5, flat=True).double(), D[3], D[4])
+    x, x_tilde = torch.randn(6, 2).double(), torch.randn(6, 2).double()
+    own, of_sum = [], []
+    for batch in (x, x_tilde):
+        h = D[:2](batch).detach()
+        for i in range(6):
+            gradients = []
+            for j in range(5):
+                step = torch.zeros_like(h)
+                step[i, j] = 1e-6
+                gradients.append((D[2:](h + step) - D[2:](h - step)).detach() / 2e-6)
+            gradients = torch.stack(gradients)
+            own.append(gradients[:, i].norm().item())
+            of_sum.append(gradients.sum(1).norm().item())
+    assert np.mean(own) > 1.5 * np.mean(of_sum)
+    assert script.gradient_norms(D, x, x_tilde)[0] == pytest.approx(np.mean(own), rel=1e-6)
+
+
 def test_gradient_norms_are_measured_in_float64_and_leave_the_critic_alone():
     torch.manual_seed(2)
     D = models.toy_critic(dim=16, depth=12)
