@@ -8,8 +8,8 @@ authors' TensorFlow code; it matters for the scores:
     padding          TensorFlow's "SAME": where it cannot be even, the odd row goes after, not before (HalfTurn)
     batch norm       always the statistics of the batch at hand, when sampling too: sample many images at a time
 
-Three things are written as they are for speed, and are the same functions to rounding: relu, Conv2d.then_pool and
-Conv2d.after_upsampling, and the memory format channels_last. What each gains is in results/speed.md.
+Written as they are for speed, and the same functions to rounding, are relu, Conv2d.then_pool, Conv2d.after_upsampling
+and the memory format channels_last. What each gains is in results/speed.md.
 """
 import math
 from functools import partial
@@ -29,7 +29,7 @@ def uniform_(weight, deviation):
 
 
 class Linear(nn.Linear):
-    """A linear layer with weights of deviation sqrt(2/(in + out)); he=True, for layers before a ReLU: sqrt(2/in)."""
+    """A linear layer; weights of deviation sqrt(2/(in + out)), or, he=True, as before an MLP's ReLUs, sqrt(2/in)."""
 
     def __init__(self, n_in, n_out, he=False):
         super().__init__(n_in, n_out)
@@ -53,7 +53,7 @@ class Conv2d(nn.Conv2d):
     """A convolution with "SAME" padding (see HalfTurn): side n in, side ceil(n / stride) out.
 
     Weights have deviation sqrt(4/(fan_in + fan_out)), where fan_out counts one position in stride**2; glorot=True,
-    for layers without a ReLU: sqrt(2/(fan_in + fan_out)).
+    where the authors' code has it: sqrt(2/(fan_in + fan_out)).
     """
 
     def __init__(self, n_in, n_out, kernel, stride=1, bias=True, glorot=False):
@@ -208,7 +208,7 @@ def upsample(x):
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm with statistics shared by all classes, and a gain and a bias for each class (AC-GAN, Section 5.4)."""
+    """Batch norm with statistics shared by all classes, and a gain and a bias for each class (from the authors' code)."""
 
     def __init__(self, channels, classes=10):
         super().__init__()

@@ -39,7 +39,7 @@ def parse():
                         help="examples in the generator's batch (default 128, as released; Appendix F: 64)")
     parser.add_argument("--dim", type=runs.whole(1), default=128, help="channels of both networks (Appendix F: 128)")
     parser.add_argument("--lr", type=runs.number(1e-9), default=2e-4, help="Adam's learning rate (Appendix F: 2e-4)")
-    parser.add_argument("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (default 0)")
+    parser.add_argument("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (Algorithm 1 and the authors' code: 0)")
     parser.add_argument("--sample-every", type=runs.whole(1), default=500, metavar="N",
                         help="iterations between pictures, and between looks at the held-out images (default 500)")
     parser.add_argument("--score-every", type=runs.whole(0), default=5_000, metavar="N",

@@ -1,6 +1,6 @@
 """Table 4, Section 5.5: a character-level language model, from a continuous generator and no discrete sampling.
 
-    python train_language.py                              on the Billion Word benchmark, with the authors' settings
+    python train_language.py                              on the Billion Word benchmark, at the authors' size
     python train_language.py --data FILE                  on your own text, UTF-8, one sentence a line; or a folder
     python train_language.py --dim 48 --batch-size 32 --n-critic 5 --max-lines 100000    smaller in all ways, for a CPU
     python train_language.py --method dcgan               the standard GAN objective (Section 5.5: no comparable results)

@@ -57,7 +57,7 @@ def main():
 def parse():
     parser = runs.flags(__doc__, data="data/lsun", iterations=200_000, batch_size=64)
     parser.add_argument("--architecture", choices=models.LSUN, default="dcgan",
-                        help="the networks (Section 5.2; Figure 2's rows)")
+                        help="the networks (Section 5.2: Figure 2's rows; resnet: Figure 4's)")
     parser.add_argument("--method", choices=COLUMNS, default="wgan-gp", help="the training method (Figure 2's columns)")
     parser.add_argument("--size", type=int, choices=[64, 128], default=64, help="pixels a side (128: resnet alone)")
     parser.add_argument("--dim", type=runs.whole(4), default=64, help="width of both networks (authors' code: 64)")

@@ -65,7 +65,7 @@ def wasserstein_generator(fake):
 
 
 def gan_critic(real, fake):
-    """Equation 1 as DCGAN (Radford et al. [22]) has it: the mean cross-entropy, real towards 1 and fake towards 0."""
+    """Equation 1 for logits: the mean of two cross-entropies, real to 1 and fake to 0; halved as in the authors' code."""
     return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
 
 
@@ -225,7 +225,7 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
 
 
 def held_out_loss(G, D, batches, latents, method=WGAN_GP):
-    """What D minimises, on examples that it was not trained on and fresh samples of G (Figure 5(b), Section 5.6).
+    """What D minimises, on these examples and fresh samples of G: held-out ones show overfitting (Section 5.6, Figure 5(b)).
 
     batches: a finite iterable of (x,) or (x, y), not empty. Returns the loss, the Wasserstein estimate and the penalty, three
     numbers, each the mean over all examples.
