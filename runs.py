@@ -750,13 +750,18 @@ def line_chart(series, title="", x_label="", y_label="", log_y=False, size=(560,
                y_range=None, pale=None):
     """Draws {label: (xs, ys)} as lines; the label "" stays out of the legend. None, NaN and infinity are gaps, and
     with log_y so are ys <= 0. `pale`, of the same form, is drawn behind, thin and light, in the colours of the lines
-    of the same labels: raw numbers behind smooth ones. `y_range`: (low, high), None where the data decide."""
+    of the same labels: raw numbers behind smooth ones, of which the highest and the lowest .5 % may leave the picture.
+    `y_range`: (low, high), None where the data decide."""
     lines, pale = [{label: (_numbers(xs), _numbers(ys, log_y)) for label, (xs, ys) in some.items()}
                    for some in (series, pale or {})]
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(lines)}
     x, y = np.concatenate([np.zeros((2, 0)), *lines.values(), *pale.values()], axis=1)
     shown = np.isfinite(x) & np.isfinite(y)
-    limits = _limits(x[shown], room=0.015), _limits(y[shown], log_y, y_range)
+    heights, pale_heights = [np.concatenate([[], *(ys[np.isfinite(xs + ys)] for xs, ys in some.values())])
+                             for some in (lines, pale)]
+    if len(pale_heights):  # a start far away from all the rest would make a flat line of it
+        pale_heights = np.quantile(pale_heights, [0.005, 0.995])
+    limits = _limits(x[shown], room=0.015), _limits(np.append(heights, pale_heights), log_y, y_range)
     picture, box, layer, place = _axes(size, *limits, title, x_label, y_label, log_y)
     pen = ImageDraw.Draw(layer)
     for label, line in pale.items():

@@ -91,6 +91,17 @@ def test_thinning_changes_nothing_that_can_be_seen(monkeypatch):
     assert np.abs(thin - full).max() <= 64 and np.abs(thin - full).mean() < 0.05
 
 
+def test_a_start_far_away_leaves_the_picture_and_does_not_flatten_the_rest():
+    """Without the axis following the lines, the curve would fill a thousandth of the height."""
+    x = np.arange(1_000)
+    line = np.sin(x / 100)
+    raw = line.copy()
+    raw[:3] = 1_000
+    heights = lambda **pale: np.flatnonzero((np.asarray(runs.line_chart({"": (x, line)}, **pale)) ==
+                                             ImageColor.getrgb(runs.COLOURS[0])).all(2).any(1))
+    assert np.array_equal(heights(pale={"": (x, raw)}), heights()) and np.ptp(heights()) > 200
+
+
 def test_pale_line_is_behind_in_the_light_colour_of_its_series():
     x = np.arange(1000)
     raw = np.where(x % 2, 1.0, -1.0)
