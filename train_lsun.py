@@ -6,7 +6,6 @@
     python train_lsun.py --data my/photos             any folder of images; or --data shapes: no download
     python train_lsun.py --commands                   the commands of all 28 runs, one a line, for any scheduler
     python train_lsun.py --grid                       Figure 2, and Figure 5(a) of every run, from the runs in runs/
-    python train_lsun.py --measure 3                  seconds per iteration and memory of each architecture
 
 200,000 iterations at batch 64, with each method's own hyperparameters (Appendix E). The paper "only succeeded in
 training every architecture with a shared set of hyperparameters using WGAN-GP", and its negative critic loss "converges
@@ -15,13 +14,9 @@ file beside the run's folder, which all runs on that folder of images share. Wha
 results/lsun.
 """
 import argparse
-import concurrent.futures
 import itertools
 import json
-import math
-import multiprocessing
 import shlex
-import time
 from functools import partial
 from pathlib import Path
 
@@ -48,8 +43,6 @@ def main():
         print_commands()
     elif args.grid:
         draw_grid(Path(args.out or "runs"))
-    elif args.measure:
-        measure_all(args)
     else:
         train(args)
 
@@ -69,12 +62,10 @@ def parse():
     instead.add_argument("--commands", action="store_true", help="print the 28 commands, with the other flags given here")
     instead.add_argument("--grid", action="store_true",
                         help="draw Figures 2 and 5(a) from the runs in --out (default runs)")
-    instead.add_argument("--measure", type=runs.whole(1), metavar="N",
-                        help="time each architecture's steps under WGAN-GP, N times each")
     args = fast.parse(parser)
     if args.size == 128 and args.architecture != "resnet":
         parser.error(f"--size 128: {args.architecture} has 64 x 64 networks alone; choose --architecture resnet")
-    if args.dim % 4 and (args.architecture == "resnet101" or args.commands or args.measure):
+    if args.dim % 4 and (args.architecture == "resnet101" or args.commands):
         parser.error(f"--dim {args.dim}: resnet101 has layers of a quarter of it; choose a multiple of 4")
     if args.beta1 is not None and not args.commands and args.method not in wgan_gp.ADAM:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
@@ -188,43 +179,6 @@ def draw_grid(folder):
     runs.save_png(runs.beside(samples, captions, title=f"Samples ({min(kinds)})", **labels), folder / "figure2.png")
     runs.save_png(runs.beside(curves, title=f"Negative critic loss ({min(kinds)})", **labels), folder / "figure5a.png")
     print(f"drew {len(found)} of {len(ROWS) * len(COLUMNS)} runs: {folder / 'figure2.png'}, {folder / 'figure5a.png'}")
-
-
-def measure_all(args):
-    """A table of each architecture's weights, seconds per iteration and memory, each from a process of its own."""
-    print(f"WGAN-GP, width {args.dim}, batch {args.batch_size}, torch {torch.__version__}, "
-          f"{runs.hardware(args.device)}; 5 critic steps and one of the generator, each step the fastest of {args.measure}\n")
-    print("| architecture | pixels | weights of G | of D | s/iteration | peak memory, GB |\n|---|---|---|---|---|---|")
-    for architecture, size in [*((row, 64) for row in models.LSUN), ("resnet", 128)]:
-        args = argparse.Namespace(**{**vars(args), "architecture": architecture, "size": size, "method": "wgan-gp"})
-        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            try:
-                G, D, seconds, memory = fresh.submit(measure, args).result()
-            except concurrent.futures.BrokenExecutor:
-                raise runs.Mistake(f"{architecture} at {size} pixels was killed, perhaps for its memory: lower --batch-size "
-                                   f"or --dim") from None
-        print(f"| {architecture} | {size} | {G:,} | {D:,} | {seconds:.3g} | {memory / 1e9:.2f} |", flush=True)
-
-
-def measure(args):
-    """(weights of G, weights of D, seconds per iteration, bytes at the peak) of one architecture, on noise."""
-    method, G, D = make(args)
-    opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
-    x = 2 * torch.rand(args.batch_size, 3, args.size, args.size, device=args.device) - 1
-    z = torch.randn(args.batch_size, models.LATENT, device=args.device)
-
-    def least(step, *arguments):
-        seconds = []
-        for _ in range(args.measure):
-            start = time.perf_counter()
-            step(G, D, *arguments, method=method)
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-    seconds = method.n_critic * least(wgan_gp.critic_step, opt_D, x, z) + least(wgan_gp.generator_step, opt_G, z)
-    count = lambda network: sum(w.numel() for w in network.parameters())
-    return count(G), count(D), seconds, runs.peak_memory(args.device) or math.nan
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python tests/benchmark.py --only dcgan --dim 16 --rounds 3
     python tests/benchmark.py --methods            WGAN-GP, clipping and DCGAN, an iteration each
     python tests/benchmark.py --growth             seconds and memory of a DCGAN iteration: batch, width, image size
+    python tests/benchmark.py --lsun --rounds 1    the same of Figure 2's seven pairs of networks, and of Figure 4's
 
 Runs on a GPU if there is one. The textbook step is what most ports have, and is written out below: three critic passes
 (real, generated, between), torch.nn's layers and activations, padding=2, a generator pass that records its graph,
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -314,9 +316,9 @@ def compare_methods(args):
 # ----------------------------------------------------------------------------------------------- cost as work grows
 
 IMAGE_NETWORKS = {  # side: channels, G, D
-    28: (1, "mnist_generator", "mnist_critic"),
-    32: (3, "cifar_generator", "cifar_critic"),
-    64: (3, "dcgan64_generator", "dcgan64_critic"),
+    28: (1, models.mnist_generator, models.mnist_critic),
+    32: (3, models.cifar_generator, models.cifar_critic),
+    64: (3, models.dcgan64_generator, models.dcgan64_critic),
 }
 GROWTH = [("batch", [(m, 64, 32) for m in (16, 32, 64, 128, 256)]),  # (batch, width, side)
           ("width", [(64, dim, 32) for dim in (16, 32, 64, 128)]),
@@ -324,34 +326,50 @@ GROWTH = [("batch", [(m, 64, 32) for m in (16, 32, 64, 128, 256)]),  # (batch, w
 
 
 def growth(args):
-    """Each row in a process of its own, so that no row sees the memory of another."""
     print(f"{hardware(args.device, args.clock)}; medians of {args.rounds} rounds\n")
     print("| grows | batch | width | side | seconds an iteration | GFLOP | GFLOP/s | memory, MB |")
     print("|---|---|---|---|---|---|---|---|")
     for what, rows in GROWTH:
         for batch, dim, side in rows:
-            command = [sys.executable, __file__, "--rounds", str(args.rounds), "--device", args.device,
-                       "--row", str(batch), str(dim), str(side), *["--cpu-time"] * (args.clock is time.process_time)]
-            row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            row = cost(args, "growth", batch, dim, side)
             print(f"| {what} | {batch} | {dim} | {side} | {row['seconds']:.3f} | {row['operations'] / 1e9:.1f} | "
                   f"{row['operations'] / row['seconds'] / 1e9:.0f} | {row['bytes'] / 1e6:.0f} |", flush=True)
 
 
-def growth_row(args):
-    batch, dim, side = args.row
-    channels, *names = IMAGE_NETWORKS[side]
-    ours = tuple(getattr(models, name) for name in names)
-    case = Case("", dim, batch, batch, (channels, side, side), models.LATENT, (), ours)
-    before = runs.peak_memory(args.device)
-    G, D, opt_G, opt_D, x, z, _ = parts(case, ours, dim, args.device)
+def lsun(args):
+    print(f"{hardware(args.device, args.clock)}; medians of {args.rounds} rounds\n")
+    print("| architecture | pixels | weights of G | of D | seconds an iteration | GFLOP | memory, GB |")
+    print("|---|---|---|---|---|---|---|")
+    for name, side in [*((name, 64) for name in models.LSUN), ("resnet", 128)]:
+        row = cost(args, name, 64, args.dim or 64, side)
+        G, D = row["weights"]
+        print(f"| {name} | {side} | {G:,} | {D:,} | {row['seconds']:.3g} | {row['operations'] / 1e9:,.0f} | "
+              f"{row['bytes'] / 1e9:.2f} |", flush=True)
 
-    def iteration():
-        for _ in range(N_CRITIC):
-            wgan_gp.critic_step(G, D, opt_D, x, z)
-        wgan_gp.generator_step(G, D, opt_G, z)
-    found, = seconds([iteration], args.rounds, args.device, args.clock)
+
+def cost(args, *row):
+    """What a row of --growth or --lsun costs, from a process of its own, so that none sees the memory of another."""
+    command = [sys.executable, __file__, "--rounds", str(args.rounds), "--device", args.device, "--row", *map(str, row),
+               *["--cpu-time"] * (args.clock is time.process_time)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def print_cost(args):
+    name, batch, dim, side = args.row[0], *map(int, args.row[1:])
+    if name in models.LSUN:
+        channels, (make_G, make_D), size = 3, models.LSUN[name], {"size": side} if name == "resnet" else {}
+        ours = partial(make_G, **size), partial(make_D, norm="layer", **size)
+    else:
+        channels, *ours = IMAGE_NETWORKS[side]
+    case = Case("", dim, batch, batch, (channels, side, side), models.LATENT, (), tuple(ours))
+    before = runs.peak_memory(args.device)
+    G, D, opt_G, opt_D, x, z, _ = parts(case, case.ours, dim, args.device)
+    steps = lambda: wgan_gp.critic_step(G, D, opt_D, x, z), lambda: wgan_gp.generator_step(G, D, opt_G, z)
+    iteration = lambda critic, generator: N_CRITIC * critic + generator
+    found = iteration(*seconds(steps, args.rounds, args.device, args.clock))
     memory = runs.peak_memory(args.device) - before
-    print(json.dumps({"seconds": found, "bytes": memory, "operations": operations(iteration)}))
+    print(json.dumps({"seconds": found, "bytes": memory, "operations": iteration(*map(operations, steps)),
+                      "weights": [sum(w.numel() for w in network.parameters()) for network in (G, D)]}))
 
 
 def main():
@@ -365,7 +383,8 @@ def main():
     parser.add_argument("--cpu-time", dest="clock", action="store_const", const=time.process_time,
                         default=time.perf_counter,
                         help="the processor's time, not the wall's: for a shared machine, 1 thread")
-    parser.add_argument("--row", nargs=3, type=int, help=argparse.SUPPRESS)  # one row of --growth: batch, width, side
+    parser.add_argument("--lsun", action="store_true", help="what Figure 2's and Figure 4's networks cost")
+    parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)  # for cost(): networks, batch, width, side
     args = parser.parse_args()
     if args.rounds < 1 or (args.dim is not None and args.dim < 1):
         parser.error("--rounds and --dim are at least 1")
@@ -373,7 +392,8 @@ def main():
         parser.error("--device cuda: torch sees no GPU here")
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU, for every candidate and the matrix product alike
     torch.manual_seed(0)
-    (growth_row if args.row else growth if args.growth else compare_methods if args.methods else compare)(args)
+    (print_cost if args.row else growth if args.growth else lsun if args.lsun else
+     compare_methods if args.methods else compare)(args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
 """benchmark.py: its operations against counts by hand, and that both of its steps are the same mathematics."""
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -121,3 +123,20 @@ def test_the_tables_have_a_row_for_each_candidate(flags, rows, monkeypatch, caps
     benchmark.main()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(table) == 1 + rows and all(line.count("|") == table[0].count("|") for line in table)
+
+
+def test_what_figure_2s_networks_cost(monkeypatch, capsys):
+    """Of one row, in this process; and the table, of rows that cost nothing."""
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--rounds", "1", "--device", "cpu", "--row", "resnet", "2", "4", "128"])
+    benchmark.main()
+    row = json.loads(capsys.readouterr().out)
+    networks = models.resnet_generator(4, 128), models.resnet_critic(4, size=128)
+    assert row["weights"] == [sum(w.numel() for w in network.parameters()) for network in networks]
+    assert row["seconds"] > 0 and row["operations"] > 2 * 5 * 10 * row["weights"][1]  # each weight is used many times
+    asked = []
+    monkeypatch.setattr(benchmark, "cost", lambda args, *row: asked.append(row) or
+                        {"weights": (1, 2), "seconds": 3.0, "operations": 4e9, "bytes": 5e9})
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--lsun"])
+    benchmark.main()
+    assert asked == [(name, 64, 64, 64) for name in models.LSUN] + [("resnet", 64, 64, 128)]
+    assert "| resnet | 128 | 1 | 2 | 3 | 4 | 5.00 |" in capsys.readouterr().out

@@ -1,5 +1,4 @@
 """train_lsun.py: the 28 runs, Figure 2 drawn from them, and mistakes."""
-import concurrent.futures
 import json
 import shlex
 
@@ -154,25 +153,6 @@ def test_figure_2_has_each_runs_samples_in_its_cell(call, tmp_path):
         at[pair] = y.mean(), x.mean()
     assert at["tanh", "wgan-gp"][0] > at["mlp", "wgan"][0] and at["tanh", "wgan-gp"][1] > at["mlp", "wgan"][1]
     assert Image.open(tmp_path / "figure5a.png").width > 1_000
-
-
-def test_a_table_of_weights_seconds_and_memory(call, monkeypatch):
-    class Here(concurrent.futures.Executor):  # what a process of its own does, in this one
-        def __init__(self, *_):
-            pass
-
-        def submit(self, function, *arguments):
-            done = concurrent.futures.Future()
-            done.set_result(function(*arguments))
-            return done
-    monkeypatch.setattr(train_lsun.concurrent.futures, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(models, "LSUN", {name: models.LSUN[name] for name in ("mlp", "resnet")})
-    code, stdout, stderr = call("train_lsun.py", "--measure", 1, "--dim", 4, "--batch-size", 2)
-    assert code == 0, stderr
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in stdout.splitlines() if line.startswith("| ")][1:]
-    assert [row[:2] for row in rows] == [["mlp", "64"], ["resnet", "64"], ["resnet", "128"]]
-    count = sum(w.numel() for w in models.mlp64_generator(4).parameters())
-    assert rows[0][2] == f"{count:,}" and all(float(row[4]) > 0 and 0.05 < float(row[5]) < 50 for row in rows)
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes
