@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 import data
-import models
 import runs
 import train_lsun
 import wgan_gp
