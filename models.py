@@ -130,95 +130,9 @@ def critic_norm(norm, channels):
     return {None: no_norm, "batch": batch_norm, "layer": layer_norm}[norm](channels)
 
 
-# ------------------------------------------------------------------------- toys: Figures 1(a) and 1(b), Section 3
-
-def mlp(n_in, n_out, dim=512, depth=3):
-    """`depth` hidden ReLU layers of `dim` units, and a linear layer."""
-    layers = []
-    for i in range(depth):
-        layers += [Linear(dim if i else n_in, dim, he=True), ReLU()]
-    return nn.Sequential(*layers, Linear(dim, n_out))
-
-
-def toy_generator(dim=512, depth=3):
-    """z (m, 2) to points in the plane (m, 2)."""
-    return mlp(2, 2, dim, depth)
-
-
-def toy_critic(dim=512, depth=3):
-    """Points in the plane (m, 2) to scores (m,)."""
-    return nn.Sequential(*mlp(2, 1, dim, depth), nn.Flatten(0))
-
-
-# ------------------------------------------------------------------------- CIFAR-10 DCGAN: Figure 3, Section 5.3
-
-def cifar_generator(dim=64):
-    """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. The authors' width was 128; they found 64 to overfit less."""
-    return nn.Sequential(
-        Linear(LATENT, 4 * 4 * 4 * dim), batch_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
-        nn.Unflatten(1, (4 * dim, 4, 4)),
-        Deconv2d(4 * dim, 2 * dim, 5), batch_norm(2 * dim), nn.ReLU(),  # 8 x 8
-        Deconv2d(2 * dim, dim, 5), batch_norm(dim), nn.ReLU(),  # 16 x 16
-        Deconv2d(dim, 3, 5), nn.Tanh(), HalfTurn())  # 32 x 32
-
-
-def cifar_critic(dim=64, norm=None, channels=3):
-    """Images (m, channels, 32, 32) to scores (m,). norm: see critic_norm."""
-    return nn.Sequential(
-        HalfTurn(), Conv2d(channels, dim, 5, stride=2), LeakyReLU(),  # 16 x 16
-        Conv2d(dim, 2 * dim, 5, stride=2), critic_norm(norm, 2 * dim), LeakyReLU(),  # 8 x 8
-        Conv2d(2 * dim, 4 * dim, 5, stride=2), critic_norm(norm, 4 * dim), LeakyReLU(),  # 4 x 4
-        nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
-
-
-# ---------------------------------------------------------------------------- MNIST DCGAN: Figure 5(b), Section 5.6
-
-class Crop(nn.Module):
-    """The top left `side` x `side` pixels of an image that HalfTurn will turn: here, the last rows and columns."""
-
-    def __init__(self, side):
-        super().__init__()
-        self.side = side
-
-    def forward(self, x):
-        return x[:, :, -self.side:, -self.side:]
-
-
-def mnist_generator(dim=64, norm=False):
-    """z (m, 128) to images (m, 1, 28, 28) in [0, 1]. norm: batch norm, which only weight clipping has."""
-    maybe_norm = batch_norm if norm else no_norm
-    return nn.Sequential(
-        Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
-        nn.Unflatten(1, (4 * dim, 4, 4)),
-        Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), nn.ReLU(), Crop(7),  # 8 x 8, of which 7 x 7
-        Deconv2d(2 * dim, dim, 5), maybe_norm(dim), nn.ReLU(),  # 14 x 14
-        Deconv2d(dim, 1, 5), nn.Sigmoid(), HalfTurn())  # 28 x 28
-
-
-def mnist_critic(dim=64, norm=None):
-    """Images (m, 1, 28, 28) to scores (m,): cifar_critic's layers, on maps of 14, 7 and 4 pixels a side."""
-    return cifar_critic(dim, norm, channels=1)
-
-
-# -------------------------------------------------------------------- CIFAR-10 ResNet: Table 3, Appendices F and G
-
 def upsample(x):
     """Nearest neighbour: each pixel becomes 2 x 2."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-class ConditionalBatchNorm(nn.Module):
-    """Batch norm with statistics shared by all classes, and a gain and a bias for each class (from the authors' code)."""
-
-    def __init__(self, channels, classes=10):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
-        self.gain, self.bias = nn.Embedding(classes, channels), nn.Embedding(classes, channels)
-        nn.init.ones_(self.gain.weight)
-        nn.init.zeros_(self.bias.weight)
-
-    def forward(self, x, y):
-        return self.norm(x) * self.gain(y)[:, :, None, None] + self.bias(y)[:, :, None, None]
 
 
 class ResidualBlock(nn.Module):
@@ -249,56 +163,78 @@ class ResidualBlock(nn.Module):
         return h + (self.shortcut.then_pool(x) if down else self.shortcut(x))
 
 
-class FirstCriticBlock(nn.Module):
-    """A critic's first block: no activation before the first convolution, as it sees the image; 3x3, ReLU, 3x3, pool,
-    and a shortcut that pools, then convolves 1x1."""
+# ------------------------------------------------------------------------- toys: Figures 1(a) and 1(b), Section 3
 
-    def __init__(self, n_in, n_out):
-        super().__init__()
-        self.conv1, self.conv2 = Conv2d(n_in, n_out, 3), Conv2d(n_out, n_out, 3)
-        self.shortcut = Conv2d(n_in, n_out, 1, glorot=True)
-
-    def forward(self, x):
-        return self.conv2.then_pool(relu(self.conv1(x))) + self.shortcut.then_pool(x)
+def mlp(n_in, n_out, dim=512, depth=3):
+    """`depth` hidden ReLU layers of `dim` units, and a linear layer."""
+    layers = []
+    for i in range(depth):
+        layers += [Linear(dim if i else n_in, dim, he=True), ReLU()]
+    return nn.Sequential(*layers, Linear(dim, n_out))
 
 
-class CifarResNetGenerator(nn.Module):
-    """Appendix F's generator: z (m, 128), and labels (m,) if conditional, to images (m, 3, 32, 32) in [-1, 1]."""
-
-    def __init__(self, dim=128, conditional=False):
-        super().__init__()
-        norm = ConditionalBatchNorm if conditional else batch_norm
-        self.linear = Linear(LATENT, 4 * 4 * dim)
-        self.blocks = nn.ModuleList([ResidualBlock(dim, dim, "up", norm) for _ in range(3)])  # 8, 16, 32 pixels a side
-        self.norm = batch_norm(dim)
-        self.conv = Conv2d(dim, 3, 3, glorot=True)
-
-    def forward(self, z, *y):
-        x = self.linear(z).unflatten(1, (-1, 4, 4))
-        for block in self.blocks:
-            x = block(x, *y)
-        return torch.tanh(self.conv(relu(self.norm(x))))
+def toy_generator(dim=512, depth=3):
+    """z (m, 2) to points in the plane (m, 2)."""
+    return mlp(2, 2, dim, depth)
 
 
-class CifarResNetCritic(nn.Module):
-    """Appendix F's critic: images (m, 3, 32, 32) to scores (m,); classify() to the logits of the classes, (m, 10)."""
+def toy_critic(dim=512, depth=3):
+    """Points in the plane (m, 2) to scores (m,)."""
+    return nn.Sequential(*mlp(2, 1, dim, depth), nn.Flatten(0))
 
-    def __init__(self, dim=128, conditional=False, classes=10):
-        super().__init__()
-        self.blocks = nn.Sequential(FirstCriticBlock(3, dim), ResidualBlock(dim, dim, "down"),  # 16, 8 pixels a side
-                                    ResidualBlock(dim, dim), ResidualBlock(dim, dim))
-        self.score = Linear(dim, 1)
-        if conditional:
-            self.label = Linear(dim, classes)
 
-    def features(self, x):
-        return relu(self.blocks(x)).mean((2, 3))
+# ------------------------------------------- random architectures: Tables 1, 2 and 5, Section 5.1, Appendices B to D
+# Table 1's variants of the CIFAR-10 DCGAN below, and at depth 4 that very network. "Depth" counts layers that have
+# weights. The paper does not say where those beyond 4 are. Here they are 3x3 convolutions of stride 1 that keep the
+# width, spread as evenly as can be over the maps of 4, 8 and 16 pixels a side (at 32 the DCGAN has nothing but the
+# colours of the image); each follows the layer that makes maps of its size; the remainder goes to the smaller maps
+# first. They have the norm and the nonlinearity of their neighbours, and all are initialised alike, whatever the
+# nonlinearity.
+
+class ShiftedSoftplus(nn.Module):
+    """softplus(2x + 2)/2 - 1: nearly ELU, but smooth. ELU's second derivative, which the gradient of the penalty
+    contains, jumps from 1 to 0 at 0 (Appendix D)."""
 
     def forward(self, x):
-        return self.score(self.features(x)).flatten(0)
+        return F.softplus(2 * x + 2) / 2 - 1
 
-    def classify(self, x):
-        return self.label(self.features(x))
+
+def layers_beyond_4(depth):
+    """How many of `depth` layers are added to maps of 4, 8 and 16 pixels a side: (2, 1, 1) for 8, (3, 3, 2) for 12."""
+    return (depth - 2) // 3, (depth - 3) // 3, (depth - 4) // 3
+
+
+def same_size_layers(n, channels, norm, activation):
+    """n times 3x3, norm, activation, as a list. norm: channels to a module."""
+    return [layer for _ in range(n) for layer in (Conv2d(channels, channels, 3), norm(channels), activation())]
+
+
+def variant_generator(dim=64, depth=4, activation=nn.ReLU, norm=True):
+    """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. activation: makes a module; norm: batch norm, or none."""
+    maybe_norm = batch_norm if norm else no_norm
+    at_4, at_8, at_16 = layers_beyond_4(depth)
+    return nn.Sequential(
+        Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), activation(),
+        nn.Unflatten(1, (4 * dim, 4, 4)), *same_size_layers(at_4, 4 * dim, maybe_norm, activation),
+        Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), activation(),  # 8 x 8
+        *same_size_layers(at_8, 2 * dim, maybe_norm, activation),
+        Deconv2d(2 * dim, dim, 5), maybe_norm(dim), activation(),  # 16 x 16
+        *same_size_layers(at_16, dim, maybe_norm, activation),
+        Deconv2d(dim, 3, 5), nn.Tanh(), HalfTurn())  # 32 x 32
+
+
+def variant_critic(dim=64, depth=4, activation=LeakyReLU, norm=None):
+    """Images (m, 3, 32, 32) to scores (m,). activation: makes a module; norm: see critic_norm (not on the first)."""
+    maybe_norm = lambda channels: critic_norm(norm, channels)
+    at_4, at_8, at_16 = layers_beyond_4(depth)
+    return nn.Sequential(
+        HalfTurn(), Conv2d(3, dim, 5, stride=2), activation(),  # 16 x 16
+        *same_size_layers(at_16, dim, maybe_norm, activation),
+        Conv2d(dim, 2 * dim, 5, stride=2), maybe_norm(2 * dim), activation(),  # 8 x 8
+        *same_size_layers(at_8, 2 * dim, maybe_norm, activation),
+        Conv2d(2 * dim, 4 * dim, 5, stride=2), maybe_norm(4 * dim), activation(),  # 4 x 4
+        *same_size_layers(at_4, 4 * dim, maybe_norm, activation),
+        nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
 
 
 # ------------------------------------------------------------- LSUN, 64x64 and 128x128: Figures 2 and 4, Sections 5.2, 5.4
@@ -443,6 +379,95 @@ LSUN = {
 }
 
 
+# ------------------------------------------------------------------------- CIFAR-10 DCGAN: Figure 3, Section 5.3
+
+def cifar_generator(dim=64):
+    """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. The authors' width was 128; they found 64 to overfit less."""
+    return nn.Sequential(
+        Linear(LATENT, 4 * 4 * 4 * dim), batch_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
+        nn.Unflatten(1, (4 * dim, 4, 4)),
+        Deconv2d(4 * dim, 2 * dim, 5), batch_norm(2 * dim), nn.ReLU(),  # 8 x 8
+        Deconv2d(2 * dim, dim, 5), batch_norm(dim), nn.ReLU(),  # 16 x 16
+        Deconv2d(dim, 3, 5), nn.Tanh(), HalfTurn())  # 32 x 32
+
+
+def cifar_critic(dim=64, norm=None, channels=3):
+    """Images (m, channels, 32, 32) to scores (m,). norm: see critic_norm."""
+    return nn.Sequential(
+        HalfTurn(), Conv2d(channels, dim, 5, stride=2), LeakyReLU(),  # 16 x 16
+        Conv2d(dim, 2 * dim, 5, stride=2), critic_norm(norm, 2 * dim), LeakyReLU(),  # 8 x 8
+        Conv2d(2 * dim, 4 * dim, 5, stride=2), critic_norm(norm, 4 * dim), LeakyReLU(),  # 4 x 4
+        nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
+
+
+# -------------------------------------------------------------------- CIFAR-10 ResNet: Table 3, Appendices F and G
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm with statistics shared by all classes, and a gain and a bias for each class (from the authors' code)."""
+
+    def __init__(self, channels, classes=10):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
+        self.gain, self.bias = nn.Embedding(classes, channels), nn.Embedding(classes, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x, y):
+        return self.norm(x) * self.gain(y)[:, :, None, None] + self.bias(y)[:, :, None, None]
+
+
+class FirstCriticBlock(nn.Module):
+    """A critic's first block: no activation before the first convolution, as it sees the image; 3x3, ReLU, 3x3, pool,
+    and a shortcut that pools, then convolves 1x1."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.conv1, self.conv2 = Conv2d(n_in, n_out, 3), Conv2d(n_out, n_out, 3)
+        self.shortcut = Conv2d(n_in, n_out, 1, glorot=True)
+
+    def forward(self, x):
+        return self.conv2.then_pool(relu(self.conv1(x))) + self.shortcut.then_pool(x)
+
+
+class CifarResNetGenerator(nn.Module):
+    """Appendix F's generator: z (m, 128), and labels (m,) if conditional, to images (m, 3, 32, 32) in [-1, 1]."""
+
+    def __init__(self, dim=128, conditional=False):
+        super().__init__()
+        norm = ConditionalBatchNorm if conditional else batch_norm
+        self.linear = Linear(LATENT, 4 * 4 * dim)
+        self.blocks = nn.ModuleList([ResidualBlock(dim, dim, "up", norm) for _ in range(3)])  # 8, 16, 32 pixels a side
+        self.norm = batch_norm(dim)
+        self.conv = Conv2d(dim, 3, 3, glorot=True)
+
+    def forward(self, z, *y):
+        x = self.linear(z).unflatten(1, (-1, 4, 4))
+        for block in self.blocks:
+            x = block(x, *y)
+        return torch.tanh(self.conv(relu(self.norm(x))))
+
+
+class CifarResNetCritic(nn.Module):
+    """Appendix F's critic: images (m, 3, 32, 32) to scores (m,); classify() to the logits of the classes, (m, 10)."""
+
+    def __init__(self, dim=128, conditional=False, classes=10):
+        super().__init__()
+        self.blocks = nn.Sequential(FirstCriticBlock(3, dim), ResidualBlock(dim, dim, "down"),  # 16, 8 pixels a side
+                                    ResidualBlock(dim, dim), ResidualBlock(dim, dim))
+        self.score = Linear(dim, 1)
+        if conditional:
+            self.label = Linear(dim, classes)
+
+    def features(self, x):
+        return relu(self.blocks(x)).mean((2, 3))
+
+    def forward(self, x):
+        return self.score(self.features(x)).flatten(0)
+
+    def classify(self, x):
+        return self.label(self.features(x))
+
+
 # --------------------------------------------------------------------------- language model: Table 4, Section 5.5
 
 class Conv1d(nn.Conv1d):
@@ -481,55 +506,30 @@ def language_critic(alphabet, length=32, dim=512):
         nn.Flatten(), Linear(dim * length, 1), nn.Flatten(0))
 
 
-# ------------------------------------------- random architectures: Tables 1, 2 and 5, Section 5.1, Appendices B to D
-# Table 1's variants of the CIFAR-10 DCGAN above, and at depth 4 that very network. "Depth" counts layers that have
-# weights. The paper does not say where those beyond 4 are. Here they are 3x3 convolutions of stride 1 that keep the
-# width, spread as evenly as can be over the maps of 4, 8 and 16 pixels a side (at 32 the DCGAN has nothing but the
-# colours of the image); each follows the layer that makes maps of its size; the remainder goes to the smaller maps
-# first. They have the norm and the nonlinearity of their neighbours, and all are initialised alike, whatever the
-# nonlinearity.
+# ---------------------------------------------------------------------------- MNIST DCGAN: Figure 5(b), Section 5.6
 
-class ShiftedSoftplus(nn.Module):
-    """softplus(2x + 2)/2 - 1: nearly ELU, but smooth. ELU's second derivative, which the gradient of the penalty
-    contains, jumps from 1 to 0 at 0 (Appendix D)."""
+class Crop(nn.Module):
+    """The top left `side` x `side` pixels of an image that HalfTurn will turn: here, the last rows and columns."""
+
+    def __init__(self, side):
+        super().__init__()
+        self.side = side
 
     def forward(self, x):
-        return F.softplus(2 * x + 2) / 2 - 1
+        return x[:, :, -self.side:, -self.side:]
 
 
-def layers_beyond_4(depth):
-    """How many of `depth` layers are added to maps of 4, 8 and 16 pixels a side: (2, 1, 1) for 8, (3, 3, 2) for 12."""
-    return (depth - 2) // 3, (depth - 3) // 3, (depth - 4) // 3
-
-
-def same_size_layers(n, channels, norm, activation):
-    """n times 3x3, norm, activation, as a list. norm: channels to a module."""
-    return [layer for _ in range(n) for layer in (Conv2d(channels, channels, 3), norm(channels), activation())]
-
-
-def variant_generator(dim=64, depth=4, activation=nn.ReLU, norm=True):
-    """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. activation: makes a module; norm: batch norm, or none."""
+def mnist_generator(dim=64, norm=False):
+    """z (m, 128) to images (m, 1, 28, 28) in [0, 1]. norm: batch norm, which only weight clipping has."""
     maybe_norm = batch_norm if norm else no_norm
-    at_4, at_8, at_16 = layers_beyond_4(depth)
     return nn.Sequential(
-        Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), activation(),
-        nn.Unflatten(1, (4 * dim, 4, 4)), *same_size_layers(at_4, 4 * dim, maybe_norm, activation),
-        Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), activation(),  # 8 x 8
-        *same_size_layers(at_8, 2 * dim, maybe_norm, activation),
-        Deconv2d(2 * dim, dim, 5), maybe_norm(dim), activation(),  # 16 x 16
-        *same_size_layers(at_16, dim, maybe_norm, activation),
-        Deconv2d(dim, 3, 5), nn.Tanh(), HalfTurn())  # 32 x 32
+        Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
+        nn.Unflatten(1, (4 * dim, 4, 4)),
+        Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), nn.ReLU(), Crop(7),  # 8 x 8, of which 7 x 7
+        Deconv2d(2 * dim, dim, 5), maybe_norm(dim), nn.ReLU(),  # 14 x 14
+        Deconv2d(dim, 1, 5), nn.Sigmoid(), HalfTurn())  # 28 x 28
 
 
-def variant_critic(dim=64, depth=4, activation=LeakyReLU, norm=None):
-    """Images (m, 3, 32, 32) to scores (m,). activation: makes a module; norm: see critic_norm (not on the first)."""
-    maybe_norm = lambda channels: critic_norm(norm, channels)
-    at_4, at_8, at_16 = layers_beyond_4(depth)
-    return nn.Sequential(
-        HalfTurn(), Conv2d(3, dim, 5, stride=2), activation(),  # 16 x 16
-        *same_size_layers(at_16, dim, maybe_norm, activation),
-        Conv2d(dim, 2 * dim, 5, stride=2), maybe_norm(2 * dim), activation(),  # 8 x 8
-        *same_size_layers(at_8, 2 * dim, maybe_norm, activation),
-        Conv2d(2 * dim, 4 * dim, 5, stride=2), maybe_norm(4 * dim), activation(),  # 4 x 4
-        *same_size_layers(at_4, 4 * dim, maybe_norm, activation),
-        nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
+def mnist_critic(dim=64, norm=None):
+    """Images (m, 1, 28, 28) to scores (m,): cifar_critic's layers, on maps of 14, 7 and 4 pixels a side."""
+    return cifar_critic(dim, norm, channels=1)

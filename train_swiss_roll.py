@@ -14,9 +14,9 @@ Where the paper is silent. Width: 128, so that it takes minutes; --dim 512 is th
 12 hidden ReLU layers and a linear one. Length: 600 iterations. First weights: uniform with deviation sqrt(2/inputs)
 (He), biases 0, which about keeps the size of gradients; the first clip to .01 or .001 undoes that at once, and is most
 of what the figure shows of these two. "Activations" are what comes out of each ReLU, counted from the input. The critic
-loss is that of equation 2, without penalty, for all four. One example's term in it is -D(x) or D(x_tilde); the norm is
-that of the gradient of this term, averaged over 4,096 examples (128 with batch norm), in float64, on a copy of D. "During
-training" is the geometric mean of such measurements, one every --measure-every iterations, in the second half.
+loss is that of equation 2, without penalty, for all four. Its terms are -D(x) or D(x_tilde); the norm is that of the
+gradient of their sum with respect to one example's activations, averaged over 4,096 examples, in float64, on a copy of
+D. "During training" is the geometric mean of such measurements, one every --measure-every iterations, in the second half.
 """
 import copy
 import math
@@ -139,23 +139,21 @@ def train(args, c):
 
 
 def gradient_norms(D, x, x_tilde):
-    """||gradient of D's score with respect to what comes out of a ReLU||, for each ReLU of D, an nn.Sequential.
+    """||gradient of a batch's summed scores with respect to what comes out of a ReLU||, for each ReLU of D.
 
-    The mean over the examples of both batches, x (m, 2) and x_tilde (m, 2), which pass D apart, as in training. With
-    batch norm in D, where an example's score depends on all of its batch, that of its own activations alone; then over
-    the first 64 of each batch, as each takes a backward pass: in the gradient of the batch's sum the others' parts cancel.
+    D is an nn.Sequential. The mean over the examples of both batches, x (m, 2) and x_tilde (m, 2), which pass D apart,
+    as in training. Without batch norm that is the gradient of an example's own score. With it the other examples' scores
+    count too, as they do in the loss; where the ReLUs after a batch norm treat all examples alike, all cancel to 0.
     """
     D, norms = copy.deepcopy(D).cpu().double(), []
-    batch_norm = any(isinstance(layer, nn.BatchNorm1d) for layer in D)
     for h in (x.cpu().double(), x_tilde.cpu().double()):
         activations = []
         for layer in D:
             h = layer(h)
             if isinstance(layer, models.ReLU):
                 activations.append(h)
-        for some in [slice(i, i + 1) for i in range(min(len(h), 64))] if batch_norm else [slice(None)]:
-            gradients = torch.autograd.grad(h[some].sum(), activations, retain_graph=True)
-            norms.append(torch.stack([gradient[some].norm(dim=1) for gradient in gradients]))
+        gradients = torch.autograd.grad(h.sum(), activations)
+        norms.append(torch.stack([gradient.norm(dim=1) for gradient in gradients]))
     return torch.cat(norms, dim=1).mean(dim=1).tolist()
 
 

@@ -9,8 +9,8 @@ Needs torch alone: copy this file, or gradient_penalty by itself, wherever you l
     lam      the weight (lambda) of the penalty, 10     n_critic critic steps per generator step, 5
 
 The loop over i = 1..m in lines 3 to 8 is the batch dimension. Numbers in brackets are the paper's references. Section 4
-is five functions: gradient_penalty (equation 3; line 6), critic_loss (line 7), critic_step (5 to 9), generator_step (12)
-and train (the loops; 4 and 11). The losses and METHODS between them are the GANs that it is compared with.
+is five functions: gradient_penalty (line 6, and line 4's eps), critic_loss (equation 3; line 7), critic_step (5 to 9),
+generator_step (12) and train (the loops; 4 and 11). The losses and METHODS between them are the GANs that it is compared with.
 """
 import math
 from functools import partial
@@ -24,7 +24,7 @@ from torch.optim import Adam, RMSprop
 def gradient_penalty(D, x, x_tilde, one_sided=False):
     """The gradient penalty of equation 3, without its weight: E[(||grad D(x_hat)||_2 - 1)^2], a scalar tensor.
 
-    x, x_tilde: m real and m generated examples of the same shape (m, ...), paired by position. x_hat is drawn
+    x, x_tilde: m real and m generated examples of the same shape (m, n, ...), paired by position. x_hat is drawn
     uniformly on the line between each pair (Section 4, "Sampling distribution"). The result can be
     differentiated once more, with respect to the weights of D (so not inside torch.no_grad()); nothing flows back
     into x or x_tilde, which are floating point.

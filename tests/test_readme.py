@@ -52,14 +52,14 @@ def test_ones_own_networks_and_loop(capsys):
 
 
 def test_another_penalty():
-    """5 E|grad D|^2 of a linear critic D(x) = w x is 5 |w|^2, whose gradient is 10 w."""
+    """2.5 E|grad D|^2 of a linear critic D(x) = w x is 2.5 |w|^2, whose gradient is 5 w."""
     names = {}
     exec(code("To change things", 1), names)
     D = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0))
     w = D[0].weight
     term = names["r1"](D, torch.randn(4, 3))
-    assert term.item() == pytest.approx(5 * w.square().sum().item(), rel=1e-5)
-    torch.testing.assert_close(torch.autograd.grad(term, w)[0], 10 * w)
+    assert term.item() == pytest.approx(2.5 * w.square().sum().item(), rel=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(term, w)[0], 5 * w)
     method = names["method"]
     G, x = torch.nn.Linear(2, 3), torch.randn(4, 3)
     opt_D = method.optimizer(D.parameters())
