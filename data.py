@@ -168,10 +168,12 @@ def images(name, data_dir="data", size=None, train=True, cache_dir="."):
 
     An unknown name, a size that the data set does not have, any problem with the files: DataError.
     """
-    own = 28 if name == "mnist" else 32
-    size = size or own
-    if name in ("cifar10", "mnist") and size != own:
-        raise DataError(f"{name} is {own} x {own}, not {size} x {size}: choose shapes or a folder of images")
+    sides = {"cifar10": 32, "mnist": 28}
+    fitting = [known for known, side in sides.items() if size in (None, side)]
+    size = size or sides.get(name, 32)
+    if size != sides.get(name, size):
+        raise DataError(f"{name} is {sides[name]} x {sides[name]}, not {size} x {size}: choose "
+                        f"{', '.join([*fitting, 'shapes'])} or a folder of images")
     if name == "cifar10":
         return cifar10(data_dir, train)
     if name == "mnist":
@@ -179,8 +181,8 @@ def images(name, data_dir="data", size=None, train=True, cache_dir="."):
     if name == "shapes":
         return shapes(20_000, 0, size) if train else shapes(2_000, 1, size)
     if not os.path.isdir(name):
-        raise DataError(f"no data set or folder is called {name!r}: choose cifar10, mnist, shapes or "
-                        "a folder of images")
+        raise DataError(f"no data set or folder is called {name!r}: choose {', '.join([*fitting, 'shapes'])} or a "
+                        f"folder of images")
     return image_folder(name, size, cache_dir, train), None
 
 

@@ -582,7 +582,7 @@ def run(args, device):
     for name, images in zip(names, sets):
         if len(sets) == 2 and len(images) < 2:
             raise ImageError(f"{name}: a single image; the distance needs at least two in each set")
-    net = load(args.data_dir, args.weights, device)
+    net = load(args.data_dir, args.inception, device)
     if len(sets) == 2:
         moments = [statistics(activations(images, net, args.batch_size)[0]) for images in sets]
         print(f"FID {frechet_distance(*moments[0], *moments[1]):.4f}"
@@ -615,7 +615,7 @@ def main(argv=None):
     parser.add_argument("--check", action="store_true",
                         help="score CIFAR-10's training images; exit code 0 only if that gives 11.24")
     parser.add_argument("--data-dir", default="data", help="folder of weights and CIFAR-10 (default data)")
-    parser.add_argument("--weights", metavar="PATH", help=f"default {WEIGHTS_FILE} in --data-dir")
+    parser.add_argument("--inception", metavar="FILE", help=f"the weights (default: {WEIGHTS_FILE} in --data-dir)")
     parser.add_argument("--splits", type=positive, default=10, help="parts of the score (default 10)")
     parser.add_argument("--batch-size", type=positive, default=50, help="images at a time (default 50)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")

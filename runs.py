@@ -249,8 +249,9 @@ def folder(args, default):
     if not args.resume and (resumable or (out / "config.json").exists()):
         go_on = "add --resume to go on with it" if resumable else "delete it"
         raise Mistake(f"{out} already holds a run: {go_on}, or choose another --out", 2)
-    if out.exists() and not out.is_dir():
-        raise Mistake(f"{out} is a file: choose another --out", 2)
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise Mistake(f"{path} is a file: choose another --out", 2)
     return out
 
 
@@ -258,24 +259,27 @@ class Run:
     """One run's folder: config.json, log.csv, curves.png, samples/, checkpoint.pt.
 
     args: the parsed flags. out: the folder, if --out does not name one. columns: what log.csv has beside the
-    columns that every script has. data: the examples trained on, a tensor or an array, if they are from files. Refuses a
+    columns that every script has. data: the examples trained on, a tensor or an array, if they are from files.
+    charts: pairs (title, columns of the log) that curves.png has beside those that every script has. Refuses a
     folder that holds a run already, unless --resume is given, and then refuses to go on with other flags or other data
     than the run was started with. Of many processes, rank 0 alone writes into it
     (run.first is True there); the others know what it loaded, and keep in step with it.
     """
 
     COLUMNS = ["iteration", "seconds", "critic_loss", "wasserstein", "penalty", "generator_loss"]
+    CHARTS = [("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),
+              ("penalty", ["penalty"])]
     FREE_ON_RESUME = {"out", "resume", "device", "data_dir", "checkpoint_seconds", "sample_every", "measure_every",
                       "score_every", "score_samples", "final_samples", "inception",
                       "fast"}  # these do not change the weights, but for rounding
 
-    def __init__(self, args, out, columns=(), data=None):
+    def __init__(self, args, out, columns=(), data=None, charts=()):
         self.out = Path(args.out or out)
-        self.args, self.columns = args, [*self.COLUMNS, *columns]
+        self.args, self.columns, self.charts = args, [*self.COLUMNS, *columns], [*self.CHARTS, *charts]
         self.script = Path(sys.argv[0]).name
         self.objects, self.rows, self.last = {}, [], {}
         self.seconds, self.saved_iteration, self.interrupted = 0.0, None, 0
-        self.first, self.lock, self.saved_at = RANK == 0, None, time.monotonic()
+        self.first, self.lock, self.saved_at, self.drawn_at = RANK == 0, None, time.monotonic(), time.monotonic()
         if PROCESSES > 1 and not hasattr(args, "fast"):  # the scripts that share their batches have that flag
             raise Mistake(f"{self.script} is for one process: start it with python, not with torchrun", 2)
         config = {"script": self.script, "flags": vars(args), "python": platform.python_version(),
@@ -462,22 +466,21 @@ class Run:
             print(f"{self.out / 'log.csv'} has {len(rows)} of {iteration} rows: the others are lost", file=sys.stderr)
         write(self.out / "log.csv", "\n".join([",".join(self.columns), *rows]) + "\n")
 
-    def save_curves(self, charts):
-        """Draw curves.png from log.csv. charts: pairs (title, columns); a chart with nothing measured is left out.
+    def draw_curves(self):
+        """Draw curves.png from log.csv. A chart with nothing measured, or nothing but zeros, is left out.
 
         Long columns are drawn twice, pale as they are and smoothed over a fiftieth of their length.
         """
-        if not self.first:
-            return
         log, pictures = self.read_log(), []
-        for title, columns in charts:
-            there = {c: np.isfinite(log[c]) for c in columns}
-            raw = {c: (log["iteration"][i], log[c][i]) for c, i in there.items() if i.any()}
+        for title, columns in self.charts:
+            there = {c: np.isfinite(log[c]) for c in columns if c in log}
+            raw = {c: (log["iteration"][i], log[c][i]) for c, i in there.items() if log[c][i].any()}
             if raw:
                 smoothed = {c: (x, smooth(y, max(len(y) // 50, 1))) for c, (x, y) in raw.items()}
                 pictures.append(line_chart(smoothed, title, "iteration", pale=raw))
         if pictures:
             save_png(beside([pictures[i:i + 2] for i in range(0, len(pictures), 2)]), self.out / "curves.png")
+        self.drawn_at = time.monotonic()
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
@@ -490,6 +493,9 @@ class Run:
         due = time.monotonic() - self.saved_at >= self.args.checkpoint_seconds
         if self.first and (due or interrupted or iteration == self.args.iterations):
             self.save(iteration)
+            if interrupted or time.monotonic() - self.drawn_at > 600:
+                with self.clock_stopped():
+                    self.draw_curves()
         if interrupted:
             print(f"saved iteration {iteration} in {self.out}; the same command with --resume goes on", file=sys.stderr)
             self.leave()
@@ -522,8 +528,9 @@ class Run:
             self.lock.close()
 
     def finish(self):
-        """Write what is left of the log, and say where everything is."""
-        self.flush()
+        """Write what is left of the log, draw its curves, and say where everything is."""
+        if self.first:
+            self.draw_curves()
         self.leave()
         print(f"{chr(10) if sys.stderr.isatty() else ''}done: {self.out}", file=sys.stderr)
 

@@ -74,7 +74,8 @@ def train(args):
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
     run = runs.Run(args, out, columns=[
         "held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation", "samples_scored",
-        "final_score", "final_deviation", "final_samples"], data=images)
+        "final_score", "final_deviation", "final_samples"], data=images,
+        charts=[("Inception score", ["inception_score", "final_score"])])
     G, D = models.cifar_generator(args.dim).to(args.device), models.cifar_critic(args.dim, norm).to(args.device)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
@@ -102,8 +103,6 @@ def train(args):
                     measured.update(final_score=mean, final_deviation=deviation, final_samples=args.final_samples)
         run.log(step, **measured)
         run.checkpoint(step.iteration)
-    run.save_curves([("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),
-                     ("penalty", ["penalty"]), ("Inception score", ["inception_score", "final_score"])])
     run.finish()
 
 

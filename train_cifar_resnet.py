@@ -84,7 +84,8 @@ def train(args):
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
     run = runs.Run(args, out, columns=[
         "held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated",
-        "inception_score", "inception_deviation", "samples_scored"], data=images)
+        "inception_score", "inception_deviation", "samples_scored"], data=images, charts=[
+            ("classification accuracy", ["accuracy_real", "accuracy_generated"]), ("Inception score", ["inception_score"])])
 
     G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
     D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)
@@ -122,9 +123,6 @@ def train(args):
                 measured.update(inception_score=score, inception_deviation=deviation, samples_scored=len(samples))
         run.log(step, **measured)
         run.checkpoint(step.iteration)
-    run.save_curves([("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),
-                     ("penalty", ["penalty"]), ("classification accuracy", ["accuracy_real", "accuracy_generated"]),
-                     ("Inception score", ["inception_score"])])
     run.finish()
 
 

@@ -35,8 +35,8 @@ def main():
     if len(codes) < args.batch_size:
         raise runs.Mistake(f"{args.data}: {len(codes)} lines are fewer than a batch of {args.batch_size}: "
                            f"lower --batch-size, or add lines")
-    run = runs.Run(args, out,
-                   columns=[f"js{n}" for n in ORDERS] + [f"js{n}_floor" for n in ORDERS], data=codes)
+    run = runs.Run(args, out, columns=[f"js{n}" for n in ORDERS] + [f"js{n}_floor" for n in ORDERS], data=codes, charts=[
+        (f"JS divergence of {n}-grams (bits)", [f"js{n}", f"js{n}_floor"]) for n in ORDERS])
     counts, floors = statistics(codes.numpy(), len(alphabet))
     print(f"{len(codes)} lines, {len(alphabet)} characters; of real lines: "
           + ", ".join(f"{name} {value:.4f}" for name, value in floors.items()))
@@ -61,8 +61,6 @@ def main():
                             for n in ORDERS} | floors
         run.log(step, **measured)
         run.checkpoint(step.iteration)
-    run.save_curves([("critic loss", ["critic_loss"]), ("Wasserstein estimate", ["wasserstein"]),
-                     *((f"JS divergence of {n}-grams (bits)", [f"js{n}", f"js{n}_floor"]) for n in ORDERS)])
     run.finish()
 
 

@@ -96,7 +96,8 @@ def train(args):
         images, _ = data.images(args.data, args.data_dir, size=args.size, cache_dir=Path(out).parent)
         held_out, _ = data.images(args.data, args.data_dir, size=args.size, train=False, cache_dir=Path(out).parent)
     batches = data.batches(images, runs.share(args.batch_size), data.from_bytes, args.device, resident=args.fast)
-    run = runs.Run(args, out, columns=["held_out_loss", "held_out_wasserstein"], data=images)
+    run = runs.Run(args, out, columns=["held_out_loss", "held_out_wasserstein"], data=images,
+                   charts=[("generator loss", ["generator_loss"])])
     method, G, D = make(args)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
@@ -117,8 +118,6 @@ def train(args):
                 runs.save_png(runs.image_grid(x_tilde, columns=8), run.sample_path(step.iteration))
         run.log(step, **measured)
         run.checkpoint(step.iteration)
-    run.save_curves([("critic loss", ["critic_loss", "held_out_loss"]), ("Wasserstein estimate", ["wasserstein"]),
-                     ("penalty", ["penalty"]), ("generator loss", ["generator_loss"])])
     if run.first:
         runs.save_png(negative_critic_loss(run.read_log(), size=(560, 360)), run.out / "figure5a.png")
     run.finish()
@@ -163,7 +162,7 @@ def draw_grid(folder):
             raise runs.Mistake(f"{found[cell]} and {path.parent} are both {cell[0]} with {cell[1]}: move one away")
         found[cell] = path.parent
     if not found:
-        raise runs.Mistake(f"no run of train_lsun.py in {folder}: train some first (--commands), or say where (--out)")
+        raise runs.Mistake(f"no run of train_lsun.py in {folder}: run the lines that --commands prints, or say where (--out)")
     if len(kinds) > 1:
         raise runs.Mistake(f"the runs in {folder} do not belong in one figure ({'; '.join(sorted(kinds))}): say --out")
     samples, curves, captions = [], [], []

@@ -73,7 +73,8 @@ def train(args, method_name):
     images = choose(images, args.subset or len(images), args.seed)
     seen, held_out = (choose(some, min(MEASURED, len(some)), args.seed) for some in (images, held_out))
     batches = data.batches(images, runs.share(args.batch_size), data.unit_from_bytes, args.device)
-    run = runs.Run(args, out=args.out, columns=["train_loss", "held_out_loss"], data=images)
+    run = runs.Run(args, out=args.out, columns=["train_loss", "held_out_loss"], data=images,
+                   charts=[("critic loss on training and on held-out images", ["train_loss", "held_out_loss"])])
 
     G = models.mnist_generator(args.dim, norm=bool(method.clip)).to(args.device)
     D = models.mnist_critic(args.dim, norm="batch" if method.clip else None).to(args.device)
@@ -100,9 +101,6 @@ def train(args, method_name):
                 runs.save_png(grid, run.sample_path(step.iteration))
         run.log(step, **measured)
         run.checkpoint(step.iteration)
-    run.save_curves([("critic loss on training and on held-out images", ["train_loss", "held_out_loss"]),
-                     ("critic loss", ["critic_loss"]), ("Wasserstein estimate", ["wasserstein"]),
-                     ("penalty", ["penalty"])])
     log = run.read_log() if run.first else None
     run.finish()
     return log

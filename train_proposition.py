@@ -138,7 +138,6 @@ def train(args, name, method_name):
         critic = wgan_gp.critic_step(lambda z: z, D, opt_D, x, x_tilde, method=method)  # the generator is fixed
         run.log(wgan_gp.Step(iteration + 1, *critic, generator_loss=0.0))
         run.checkpoint(iteration + 1)
-    run.save_curves([("Wasserstein estimate", ["wasserstein"]), ("critic loss", ["critic_loss"])])
     run.finish()
 
     torch.manual_seed(args.seed)

@@ -201,7 +201,8 @@ def train(args):
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
     architecture = architectures(args.seed)[args.index]
-    run = runs.Run(runs.below(args, name), out=folder / name, data=images)
+    run = runs.Run(runs.below(args, name), out=folder / name, data=images,
+                   charts=[("generator loss", ["generator_loss"])])
 
     G, D = networks(architecture, args.method, args.divide_filters, APPENDIX_D.get(args.activation))
     G, D = G.to(args.device), D.to(args.device)
@@ -222,8 +223,6 @@ def train(args):
             run.checkpoint(step.iteration)
     except runs.Diverged:
         pass  # noticed up to a second late: the log says when it was
-    run.save_curves([("critic loss", ["critic_loss"]), ("Wasserstein estimate", ["wasserstein"]),
-                     ("penalty", ["penalty"]), ("generator loss", ["generator_loss"])])
     run.finish()
 
     log = run.read_log()

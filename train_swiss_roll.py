@@ -130,7 +130,6 @@ def train(args, c):
                 measured = dict(zip(layers, gradient_norms(D, x, x_tilde)))
         run.log(step, **measured)
         run.checkpoint(step.iteration)
-    run.save_curves([("Wasserstein estimate", ["wasserstein"]), ("critic loss", ["critic_loss"])])
     log = run.read_log()
     run.finish()
     weights = [w.detach().flatten().cpu() for w in D.parameters() if w.dim() == 2]

@@ -107,7 +107,6 @@ def train_critic(args, toy, method_name):
         run.checkpoint(step.iteration)
     picture = value_surface(D, toy, args)
     runs.save_png(picture, run.out / "surface.png")
-    run.save_curves([("Wasserstein estimate", ["wasserstein"])])
     run.finish()
     return picture
 
@@ -131,7 +130,8 @@ def train_generator(args):
     method = wgan_gp.METHODS["wgan-gp"]._replace(
         lam=args.lam, optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))
 
-    run = runs.Run(args, out=f"runs/toy-gan-{args.data}", columns=["share_near_modes", "modes_hit"])
+    run = runs.Run(args, out=f"runs/toy-gan-{args.data}", columns=["share_near_modes", "modes_hit"],
+                   charts=[("share of samples near a mode", ["share_near_modes"])])
     G, D = models.toy_generator(args.dim).to(args.device), models.toy_critic(args.dim).to(args.device)
     opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
     batches = data.toy_batches(data.TOYS[args.data], args.batch_size, args.device)
@@ -149,7 +149,6 @@ def train_generator(args):
                 runs.save_png(value_surface(D, args.data, args, x_tilde[:500]), run.sample_path(step.iteration))
         run.log(step, **measured)
         run.checkpoint(step.iteration)
-    run.save_curves([("Wasserstein estimate", ["wasserstein"]), ("share of samples near a mode", ["share_near_modes"])])
     run.finish()
 
 

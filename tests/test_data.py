@@ -400,7 +400,8 @@ def test_images_refuses_what_there_is_not(cifar, digits):
     folder = cifar[0]
     refused(lambda: data.images("cifar10", folder, size=64), "32", "64")
     refused(lambda: data.images("mnist", folder, size=32), "28", "32")
-    refused(lambda: data.images("imagenet", folder), "'imagenet'", "cifar10, mnist, shapes")
+    refused(lambda: data.images("imagenet", folder), "'imagenet'", "choose cifar10, mnist, shapes")
+    refused(lambda: data.images("imagenet", folder, size=64), "choose shapes or a folder")
     assert data.images("cifar10", folder, size=32)[0].shape[2:] == (32, 32)
 
 

@@ -800,7 +800,7 @@ def test_command_without_weights(tmp_path, capsys, monkeypatch):
     assert inception.main(flags + ["--data-dir", str(tmp_path / "data")]) == 1
     *first, last = capsys.readouterr().err.splitlines()
     assert len(first) == 1 and first[0].startswith("downloading") and "by hand" in last
-    assert inception.main(flags + ["--weights", str(tmp_path / "w.pth")]) == 1
+    assert inception.main(flags + ["--inception", str(tmp_path / "w.pth")]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "w.pth: there is no such file" in err
 

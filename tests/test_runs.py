@@ -31,11 +31,11 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train_test.py"])
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def make(*flags, columns=("score",), data=None):
+    def make(*flags, columns=("score",), data=None, charts=()):
         parser = runs.flags("A test.", data="cifar10", iterations=10, batch_size=4)
         parser.add_argument("--lam", type=runs.number(0), default=10.0)
         args = parser.parse_args(["--out", str(tmp_path / "run"), "--device", "cpu", *flags])
-        return runs.Run(args, "unused", columns, data)
+        return runs.Run(args, "unused", columns, data, charts)
     yield make
     for s, handler in handlers.items():
         signal.signal(s, handler)
@@ -107,9 +107,11 @@ def test_ctrl_c_waits_for_the_checkpoint_and_a_second_one_does_not(run, tmp_path
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] == 0  # not due yet
     os.kill(os.getpid(), signal.SIGINT)  # no exception here: the iteration ends first
     one.log(step(2))
+    assert not (tmp_path / "run" / "curves.png").exists()
     with pytest.raises(SystemExit) as stop:
         one.checkpoint(2)
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
+    assert Image.open(tmp_path / "run" / "curves.png").width > 500
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["iteration"] == 2
     two = run("--resume")
     two.start(G=torch.nn.Linear(1, 1))
@@ -190,6 +192,7 @@ def test_a_run_killed_before_its_first_checkpoint(run):
 def test_out_is_a_file(run, tmp_path):
     (tmp_path / "run").write_text("mine")
     refused(run, match="is a file: choose another --out")
+    refused(run, "--out", str(tmp_path / "run" / "part"), match="run is a file: choose another --out")
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -332,14 +335,27 @@ def test_durations():
     assert [runs.duration(s) for s in (0, 42, 185, 3600 * 2 + 7 * 60, 59.7)] == ["0s", "42s", "3m05s", "2h07m", "1m00s"]
 
 
-def test_curves_leave_out_what_was_not_measured(run, tmp_path):
-    one = run()
+def test_curves_leave_out_what_was_not_measured_and_what_is_nothing_but_zeros(run, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(runs, "line_chart", lambda series, title, *_, **__: titles.append(title) or Image.new("RGB", (9, 9)))
+    one = run(charts=[("score", ["score"])])
     one.start()
-    for i in range(1, 4):
-        one.log(step(i))
-    one.save_curves([("loss", ["critic_loss"]), ("score", ["score"])])
-    width = Image.open(tmp_path / "run" / "curves.png").width
-    one.log(step(4), score=1.0)
-    one.save_curves([("loss", ["critic_loss"]), ("score", ["score"])])
-    assert Image.open(tmp_path / "run" / "curves.png").width > 1.8 * width
-    assert np.isnan(one.read_log()["score"]).tolist() == [True, True, True, False]
+    one.log(step(1)._replace(penalty=torch.tensor(0.0)))
+    one.draw_curves()
+    assert titles == ["critic loss", "Wasserstein estimate"]
+    one.log(step(2), score=1.0)
+    one.draw_curves()
+    assert titles[2:] == ["critic loss", "Wasserstein estimate", "penalty", "score"]
+    assert np.isnan(one.read_log()["score"]).tolist() == [True, False]
+
+
+def test_curves_are_drawn_with_a_checkpoint_every_ten_minutes(run, tmp_path):
+    one = run("--checkpoint-seconds", "0")
+    one.start(G=torch.nn.Linear(1, 1))
+    one.log(step(1))
+    one.checkpoint(1)
+    assert not (tmp_path / "run" / "curves.png").exists()
+    one.drawn_at -= 601
+    one.log(step(2))
+    one.checkpoint(2)
+    assert Image.open(tmp_path / "run" / "curves.png").width > 500

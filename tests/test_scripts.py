@@ -255,7 +255,7 @@ def test_conditional_needs_labels(call, tmp_path):
 # ------------------------------------------------------------------------------------------------------- bad input
 
 @pytest.mark.parametrize("command, code, says", [
-    (["train_cifar.py", "--data", "no-such"], 1, "choose cifar10, mnist, shapes or a folder"),
+    (["train_cifar.py", "--data", "no-such"], 1, "choose cifar10, shapes or a folder of images"),
     (["train_cifar.py", "--data", "shapes", "--batch-size", "100000"], 1, "fewer than a batch"),
     (["train_cifar.py", "--method", "vae"], 2, "--method"),
     (["train_cifar.py", "--method", "wgan", "--beta1", "0.5"], 2, "uses RMSProp"),

@@ -594,7 +594,7 @@ def test_appendix_c_compares_pairs_and_quotes_the_paper(call, tmp_path):
     (["--index", "1", "--method", "gan", "--activation", "relu"], 2, "--activation"),
     (["--index", "1", "--method", "gan", "--divide-filters", "3"], 2, "--divide-filters"),
     (["--index", "1", "--method", "gan", "--score-samples", "5"], 2, "10 parts"),
-    (["--index", "1", "--method", "gan", "--data", "no-such"], 1, "choose cifar10, mnist, shapes or a folder"),
+    (["--index", "1", "--method", "gan", "--data", "no-such"], 1, "choose cifar10, shapes or a folder of images"),
     (["--index", "1", "--method", "gan", *SMALL, "--batch-size", "100"], 1, "fewer than a batch"),
     (["--index", "1", "--method", "gan", *SMALL[:-2], "--inception", "/no/such/file"], 1, "no such file of weights"),
     (["--list", "0"], 2, "--list"),
