@@ -44,6 +44,25 @@ def test_the_penalty_to_paste_is_the_penalty(monkeypatch):
     torch.testing.assert_close(torch.autograd.grad(pasted, list(D.parameters())), torch.autograd.grad(loss, list(D.parameters())))
 
 
+def test_the_loop_to_paste_is_algorithm_1():
+    """The same random numbers give the same weights as wgan_gp.train."""
+    names, trained = {}, []
+    exec(code("The penalty, to paste"), names)
+    exec(code("The penalty, to paste", 1), names)
+    for paste in (True, False):
+        torch.manual_seed(0)
+        G, D = torch.nn.Linear(5, 2), models.toy_critic(8)
+        batches = iter(torch.randn(100, 4, 2))
+        if paste:
+            names["train"](G, D, batches, 3, latent=5)
+        else:
+            opt_G, opt_D = [wgan_gp.WGAN_GP.optimizer(network.parameters()) for network in (G, D)]
+            list(wgan_gp.train(G, D, ((x,) for x in batches), lambda m: (torch.randn(m, 5),), opt_G, opt_D, iterations=3,
+                               seed=None))
+        trained.append([*G.parameters(), *D.parameters()])
+    torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-7)
+
+
 def test_ones_own_networks_and_loop(capsys):
     names = {}
     exec(code("To change things"), names)
