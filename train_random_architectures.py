@@ -3,7 +3,7 @@
     python train_random_architectures.py --index 17 --method gan          one run; also wgan-gp, --one-sided
     python train_random_architectures.py --list 200                       the architectures, as rows of Table 1
     python train_random_architectures.py --commands 200 | xargs -L 1 env  all 400 runs, or a line each for a scheduler
-    python train_random_architectures.py --table                          Tables 2 and 5, Appendix C, from the results
+    python train_random_architectures.py --table                          Tables 2 and 5, Appendices C, D, from the results
     python train_random_architectures.py --index 17 --method wgan-gp --activation elu    Appendix D; its cure: softplus
 
 Table 1 has 4*4*4*4*2*2*3*3 = 9,216 architectures, the paper samples 200, trains each both ways for 100,000 iterations
@@ -15,8 +15,7 @@ images (default data/imagenet32), any other folder, or the stand-ins cifar10 and
 A run has a folder below --out and, when it is over, a result NNN-METHOD.json beside it: collect those of many machines
 in one folder, and --table does the rest. With --resume, what is finished is left alone and what was cut off goes on.
 Nothing else is needed: a finished run's checkpoint, 540 MB for the largest networks, may be deleted. That a run
-diverges is a result like others (exit code 0): it fails at every threshold. Appendix D's runs are among those counted
-at the head of --table.
+diverges is a result like others (exit code 0): it fails at every threshold.
 
 Where the paper is silent. The layers beyond 4, and first weights: models.py. Batch 64, 50,000 samples scored: those of
 the authors' CIFAR-10 networks. "A small weight decay (lambda = 10^-3)" where D is normalised: 1e-3/2 times the sum of the squares of the weights of D's convolutions and linear layer (no biases, no
@@ -75,6 +74,9 @@ TABLE_5 = {  # minimal score: only GAN, only WGAN-GP, both succeeded, both faile
     8.5: (0, 6, 0, 194), 9.0: (0, 0, 0, 200),
 }
 APPENDIX_C = (100, 77)  # two-sided higher, one-sided higher: 177, of what the paper says were 174 architectures
+COMPARED = {  # Appendices C and D: what is compared pair by pair
+    "Appendix C": ("the two-sided penalty", "wgan-gp", "the one-sided", "wgan-gp-one-sided"),
+    "Appendix D": (f"the smooth {SMOOTH}", "wgan-gp-softplus", "ELU", "wgan-gp-elu")}
 METHODS = {"gan": "dcgan", "wgan-gp": "wgan-gp"}  # Appendix B's optimisers are those of wgan_gp.METHODS
 MEASURED = 2_000  # images of either kind behind variation and pixel_likeness
 # What results are compared by: a name, thresholds, the paper's counts.
@@ -359,9 +361,7 @@ def table(folder):
         if gan:
             print_outcomes(gan, penalised, name, thresholds, paper)
             pictures.append(draw_distributions(gan, penalised, name, paper))
-        one_sided, two_sided = paired(results, "wgan-gp-one-sided", "wgan-gp", column)
-        if one_sided:
-            print_appendix_c(two_sided, one_sided, name)
+        print_comparisons(results, column, name)
     if pictures:
         runs.save_png(runs.beside(pictures), folder / "figure.png")
         print(f"\ndrew {folder / 'figure.png'}")
@@ -377,14 +377,18 @@ def print_outcomes(gan, penalised, name, thresholds, paper):
         print(f"{threshold:<22.1f}{ours}    {theirs}".rstrip())
 
 
-def print_appendix_c(two_sided, one_sided, name):
-    """How often each penalty has the higher number, of two lists paired by position, and the paper's count."""
-    wins = sum(a > b for a, b in zip(two_sided, one_sided))
-    losses = sum(a < b for a, b in zip(two_sided, one_sided))
-    two, one = APPENDIX_C
-    print(f"Appendix C: of {len(two_sided)} architectures the two-sided penalty has the higher {name} in {wins}, "
-          f"the one-sided in {losses}; sign test p = {sign_test(wins, losses):.3g}. The paper, by Inception score: "
-          f"{two} and {one} of 174, which do not add up ({two + one}); p = {sign_test(two, one):.3g}")
+def print_comparisons(results, column, name):
+    """Appendices C and D: in how many architectures, trained both ways, which variant has the higher number."""
+    for appendix, (first, first_kind, second, second_kind) in COMPARED.items():
+        pairs = list(zip(*paired(results, first_kind, second_kind, column)))
+        if not pairs:
+            continue
+        wins, losses = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+        print(f"{appendix}: of {len(pairs)} architectures {first} has the higher {name} in {wins}, {second} in {losses}; "
+              f"sign test p = {sign_test(wins, losses):.3g}")
+        if appendix == "Appendix C":
+            print("  The paper, by Inception score: {} and {} of 174, which do not add up ({}); p = {:.3g}".format(
+                *APPENDIX_C, sum(APPENDIX_C), sign_test(*APPENDIX_C)))
 
 
 def draw_distributions(gan, penalised, name, paper):

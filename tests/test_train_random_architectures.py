@@ -577,9 +577,20 @@ def test_appendix_c_compares_pairs_and_quotes_the_paper(call, tmp_path):
     made_up(tmp_path, 7, "wgan-gp", 3)
     made_up(tmp_path, 7, "wgan-gp", 3, one_sided=True, diverged=4)
     code, stdout, _ = call(SCRIPT, "--table", "--out", tmp_path)
-    line, = [line for line in stdout.splitlines() if "Appendix C" in line and "Inception score in 4" in line]
-    assert code == 0 and "of 6 architectures" in line and "one-sided in 1;" in line and "p = 0.375" in line
-    assert "100 and 77 of 174" in line and "177" in line and f"p = {script.sign_test(100, 77):.3g}" in line
+    i, = [i for i, line in enumerate(stdout.splitlines()) if "Appendix C" in line and "Inception score in 4" in line]
+    ours, paper = stdout.splitlines()[i:i + 2]
+    assert code == 0 and "of 6 architectures" in ours and "one-sided in 1;" in ours and "p = 0.375" in ours
+    assert "100 and 77 of 174" in paper and "177" in paper and f"p = {script.sign_test(100, 77):.3g}" in paper
+    assert "Appendix D" not in stdout
+
+
+def test_appendix_d_compares_elu_with_its_smooth_twin(call, tmp_path):
+    for i, (smooth, elu) in enumerate([(5, 4), (5, 4), (3, 4)]):
+        made_up(tmp_path, i, "wgan-gp", None, activation="softplus", likeness=smooth / 10)
+        made_up(tmp_path, i, "wgan-gp", None, activation="elu", likeness=elu / 10)
+    code, stdout, _ = call(SCRIPT, "--table", "--out", tmp_path)
+    line, = [line for line in stdout.splitlines() if "Appendix D" in line]
+    assert code == 0 and "of 3 architectures the smooth softplus(2x+2)/2-1 has the higher pixel likeness in 2, ELU in 1" in line
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
