@@ -237,7 +237,7 @@ def variant_critic(dim=64, depth=4, activation=LeakyReLU, norm=None):
         nn.Flatten(), Linear(4 * 4 * 4 * dim, 1), nn.Flatten(0))
 
 
-# ------------------------------------------------------------- LSUN, 64x64 and 128x128: Figures 2 and 4, Sections 5.2, 5.4
+# ---------------------------------------------------------- LSUN, 64x64 and 128x128: Figures 2 and 4, Sections 5.2, 5.4
 
 class Gate(nn.Module):
     """The gated multiplicative nonlinearity (van den Oord et al. [24]), sigmoid(a) * tanh(b), of the even channels a

@@ -39,7 +39,8 @@ def parse():
     parser = runs.flags(__doc__, data="cifar10", iterations=200_000, batch_size=64)
     parser.add_argument("--method", choices=wgan_gp.METHODS, default="wgan-gp", help="the training method (Section 5.3)")
     parser.add_argument("--figure", action="store_true", help="draw Figure 3 from the runs in --out (default runs)")
-    parser.add_argument("--dim", type=runs.whole(1), default=64, help="width of both networks (default 64, which the authors' code calls better than its 128)")
+    parser.add_argument("--dim", type=runs.whole(1), default=64,
+                        help="width of both networks (default 64, which the authors' code calls better than its 128)")
     parser.add_argument("--norm", choices=["auto", "none", "batch", "layer"], default="auto",
                         help="normalisation in D (default: none with a penalty, Section 4; otherwise batch)")
     parser.add_argument("--beta1", type=runs.number(0, 1), help="Adam's (Algorithm 1: 0; the authors' code: .5)")

@@ -39,7 +39,8 @@ def parse():
                         help="examples in the generator's batch (default 128, as released; Appendix F: 64)")
     parser.add_argument("--dim", type=runs.whole(1), default=128, help="channels of both networks (Appendix F: 128)")
     parser.add_argument("--lr", type=runs.number(1e-9), default=2e-4, help="Adam's learning rate (Appendix F: 2e-4)")
-    parser.add_argument("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (Algorithm 1 and the authors' code: 0)")
+    parser.add_argument("--beta1", type=runs.number(0, 1), default=0.0,
+                        help="Adam's (Algorithm 1 and the authors' code: 0)")
     parser.add_argument("--sample-every", type=runs.whole(1), default=500, metavar="N",
                         help="iterations between pictures, and between looks at the held-out images (default 500)")
     parser.add_argument("--score-every", type=runs.whole(0), default=5_000, metavar="N",
@@ -84,8 +85,9 @@ def train(args):
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
     run = runs.Run(args, out, columns=[
         "held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated",
-        "inception_score", "inception_deviation", "samples_scored"], data=images, charts=[
-            ("classification accuracy", ["accuracy_real", "accuracy_generated"]), ("Inception score", ["inception_score"])])
+        "inception_score", "inception_deviation", "samples_scored"], data=images,
+        charts=[("classification accuracy", ["accuracy_real", "accuracy_generated"]),
+                ("Inception score", ["inception_score"])])
 
     G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
     D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)

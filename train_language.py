@@ -69,7 +69,8 @@ def parse():
     parser.add_argument("--method", choices=wgan_gp.METHODS, default="wgan-gp", help="(default wgan-gp)")
     parser.add_argument("--dim", type=runs.whole(1), default=512, help="width of both networks (authors' code: 512)")
     parser.add_argument("--n-critic", type=runs.whole(1), default=10, metavar="N",
-                        help="critic steps per iteration (authors' code: 10; Algorithm 1: 5); dcgan, lsgan and dcgan-gp have 1")
+                        help="critic steps per iteration (authors' code: 10; Algorithm 1: 5); "
+                             "dcgan, lsgan and dcgan-gp have 1")
     parser.add_argument("--beta1", type=runs.number(0, 1), help="Adam's (Algorithm 1: 0; the authors' code: .5)")
     parser.add_argument("--length", type=runs.whole(max(ORDERS)), default=32, metavar="N",
                         help="characters in a sentence (Section 5.5: 32)")

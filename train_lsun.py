@@ -1,4 +1,4 @@
-"""Figures 2, 4 and 5(a), Sections 5.2, 5.4, 5.6, Appendices E, H: seven architectures and four methods on LSUN's bedrooms.
+"""Figures 2, 4, 5(a), Sections 5.2, 5.4, 5.6, Appendices E, H: seven architectures, four methods, LSUN's bedrooms.
 
     python train_lsun.py                              WGAN-GP on the baseline, DCGAN; images in data/lsun
     python train_lsun.py --architecture tanh --method lsgan     any of the 28: --help names them
@@ -162,7 +162,8 @@ def draw_grid(folder):
             raise runs.Mistake(f"{found[cell]} and {path.parent} are both {cell[0]} with {cell[1]}: move one away")
         found[cell] = path.parent
     if not found:
-        raise runs.Mistake(f"no run of train_lsun.py in {folder}: run the lines that --commands prints, or say where (--out)")
+        raise runs.Mistake(f"no run of train_lsun.py in {folder}: run the lines that --commands prints, or say where "
+                           f"(--out)")
     if len(kinds) > 1:
         raise runs.Mistake(f"the runs in {folder} do not belong in one figure ({'; '.join(sorted(kinds))}): say --out")
     samples, curves, captions = [], [], []

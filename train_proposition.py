@@ -4,9 +4,10 @@
     python train_proposition.py --data rings       one of them: rings, pairs, shift
     python train_proposition.py --paired           cheating: x and x_tilde drawn from the optimal coupling
 
-Proposition 1, with x real and x_tilde generated (the paper's y and x; its statement and proof run t in opposite directions):
-where x and x_tilde are optimally coupled and x_t = t x + (1-t) x_tilde lies between them, the gradient of the optimal
-critic at x_t is (x - x_tilde)/|x - x_tilde|. Here the optimal coupling is known, and both distributions are fixed:
+Proposition 1, with x real and x_tilde generated (the paper's y and x; its statement and proof run t in opposite
+directions): where x and x_tilde are optimally coupled and x_t = t x + (1-t) x_tilde lies between them, the gradient of
+the optimal critic at x_t is (x - x_tilde)/|x - x_tilde|. Here the optimal coupling is known, and both distributions are
+fixed:
 
     rings   x_tilde on a circle of radius 1/2, x on one of radius 2: straight outwards
     pairs   x_tilde one of 5 points on a circle of radius 1, x the same turned by 20 degrees and doubled

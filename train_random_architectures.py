@@ -4,7 +4,7 @@
     python train_random_architectures.py --list 200                       the architectures, as rows of Table 1
     python train_random_architectures.py --commands 200 | xargs -L 1 env  all 400 runs, or a line each for a scheduler
     python train_random_architectures.py --table                          Tables 2 and 5, Appendices C, D, from the results
-    python train_random_architectures.py --index 17 --method wgan-gp --activation elu    Appendix D; its cure: softplus
+    python train_random_architectures.py --index 17 --method wgan-gp --activation elu   Appendix D; its cure: softplus
 
 Table 1 has 4*4*4*4*2*2*3*3 = 9,216 architectures, the paper samples 200, trains each both ways for 100,000 iterations
 on 32x32 ImageNet and counts whose Inception score is above a threshold: at most thresholds many that WGAN-GP alone
@@ -18,9 +18,10 @@ Nothing else is needed: a finished run's checkpoint, 540 MB for the largest netw
 diverges is a result like others (exit code 0): it fails at every threshold.
 
 Where the paper is silent. The layers beyond 4, and first weights: models.py. Batch 64, 50,000 samples scored: those of
-the authors' CIFAR-10 networks. "A small weight decay (lambda = 10^-3)" where D is normalised: 1e-3/2 times the sum of the squares of the weights of D's convolutions and linear layer (no biases, no
-gains) is added to D's loss, so that its gradient is 1e-3 times the weights. Which 200: those that come first when the
-random numbers of --seed, which also seeds the training, put the set in order.
+the authors' CIFAR-10 networks. "A small weight decay (lambda = 10^-3)" where D is normalised: 1e-3/2 times the sum of
+the squares of the weights of D's convolutions and linear layer (no biases, no gains) is added to D's loss, so that its
+gradient is 1e-3 times the weights. Which 200: those that come first when the random numbers of --seed, which also
+seeds the training, put the set in order.
 
 Without the Inception weights there are no scores, and no Table 2. Two numbers that need no weights are in every result,
 under names of their own, from 2,000 generated and as many training images. `variation`: the mean distance of two

@@ -10,7 +10,7 @@ Needs torch alone: copy this file, or gradient_penalty by itself, wherever you l
 
 The loop over i = 1..m in lines 3 to 8 is the batch dimension. Numbers in brackets are the paper's references. Section 4
 is five functions: gradient_penalty (line 6, and line 4's eps), critic_loss (equation 3; line 7), critic_step (5 to 9),
-generator_step (12) and train (the loops; 4 and 11). The losses and METHODS between them are the GANs that it is compared with.
+generator_step (12) and train (the loops; 4 and 11). The losses and METHODS between them are what it is compared with.
 """
 import math
 from functools import partial
@@ -46,7 +46,7 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
 
 
 def clip_weights(D, c):
-    """Weight clipping, the original WGAN's constraint (Arjovsky et al. [2]): every parameter of D into [-c, c], in place."""
+    """Weight clipping, the original WGAN's constraint ([2], Section 2.2): every parameter of D into [-c, c], in place."""
     with torch.no_grad():
         for w in D.parameters():
             w.clamp_(-c, c)
@@ -185,9 +185,9 @@ class Step(NamedTuple):
 
 
 def seed_iteration(seed, iteration):
-    """Start torch's global random numbers anew, from the seed (0 to 2**32 - 1) and the iteration: nothing drawn in between
-    disturbs a run, and none of their state need be saved. An odd factor above a million keeps seeds below 4,295 apart; CPU
-    generators heed 32 bits only."""
+    """Start torch's global random numbers anew, from the seed (0 to 2**32 - 1) and the iteration: nothing drawn in
+    between disturbs a run, and none of their state need be saved. An odd factor above a million keeps seeds below 4,295
+    apart; CPU generators heed 32 bits only."""
     torch.manual_seed(seed * 1_000_003 + iteration)
 
 
@@ -225,10 +225,10 @@ def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_0
 
 
 def held_out_loss(G, D, batches, latents, method=WGAN_GP):
-    """What D minimises, on these examples and fresh samples of G: held-out ones show overfitting (Section 5.6, Figure 5(b)).
+    """What D minimises, on these examples and fresh samples of G; held out, they show overfitting (Section 5.6).
 
-    batches: a finite iterable of (x,) or (x, y), not empty. Returns the loss, the Wasserstein estimate and the penalty, three
-    numbers, each the mean over all examples.
+    batches: a finite iterable of (x,) or (x, y), not empty. Returns the loss, the Wasserstein estimate and the penalty,
+    three numbers, each the mean over all examples.
     """
     total, examples = 0, 0
     for x, *y in batches:
