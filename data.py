@@ -27,6 +27,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import urllib.request
 import uuid
 import zlib
 from pathlib import Path
@@ -64,7 +65,8 @@ def _download(name, urls, folder, way_out):
     """Download `name` into `folder` from the first of `urls` that gives it, and return its path.
 
     torch.hub writes under a temporary name and renames once the sha256 is right, so a download that is cut
-    off or wrong leaves nothing behind. `way_out` ends the error message: what to do without the file.
+    off or wrong leaves nothing behind; where none is published, the length is compared. `way_out` ends the error
+    message: what to do without the file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +81,12 @@ def _download(name, urls, folder, way_out):
         try:
             socket.setdefaulttimeout(30)  # torch.hub sets none, and would wait minutes for a silent firewall
             torch.hub.download_url_to_file(url + name, str(folder / name), hash_prefix=SHA256.get(name))
+            if name not in SHA256:
+                with urllib.request.urlopen(url + name) as reply:
+                    whole = int(reply.headers.get("Content-Length", 0))
+                if (folder / name).stat().st_size < whole:
+                    (folder / name).unlink()
+                    raise OSError(f"not kept, as it was cut short of its {whole:,} bytes")
             return folder / name
         except RuntimeError:  # what torch.hub raises when the hash is wrong
             failures.append(f"{url}{name}: not kept, as its sha256 is not the published one")
@@ -469,14 +477,17 @@ def _image_files(folder):
     for here, _, names in os.walk(folder, followlinks=True):
         for name in names:
             if os.path.splitext(name)[1].lower() in endings and name[0] != ".":  # macOS makes ._x.jpg
-                stat = os.lstat(os.path.join(here, name))
-                found.append([os.path.join(here, name), stat.st_size, stat.st_mtime_ns])
+                path = os.path.join(here, name)
+                stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link that leads nowhere
+                found.append([path, stat.st_size, stat.st_mtime_ns])
     return sorted(found)
 
 
 def _square(path, size):
     """The largest centre square of an image file, resized: uint8 3 x size x size."""
     with Image.open(path) as image:
+        if image.mode[0] in "IF":  # convert() would clip them, to white or to black
+            raise ValueError(f"more than 8 bits a pixel, mode {image.mode}")
         image = ImageOps.exif_transpose(image).convert("RGB")
     side = min(image.size)
     if side < size:
@@ -525,7 +536,7 @@ def image_folder(folder, size, cache_dir=".", train=None):
     files = [f for i, f in enumerate(found) if train is None or (i % 10 > 0) == train]
     expected = {"folder": str(folder), "part": part, "size": size,
                 "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()}
-    name = f"{folder.name}-{part}-{size}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    name = f"{folder.name}-{part}-{size}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
     pixels, about = cache_dir / f"{name}.uint8", cache_dir / f"{name}.json"
     partial = cache_dir / f"{name}.{uuid.uuid4().hex}.partial"  # two processes may be at it
     try:
@@ -539,7 +550,7 @@ def image_folder(folder, size, cache_dir=".", train=None):
                 return np.memmap(pixels, np.uint8, "r", shape=(known["count"], 3, size, size))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 print(f"making {pixels} again: {_reason(error)}", file=sys.stderr)
-                about.unlink()
+                about.unlink(missing_ok=True)
         cache_dir.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as out:
             skipped = _build(files, size, out)
@@ -615,7 +626,8 @@ def _text_files(name, data_dir):
     billion, part = Path(data_dir) / BILLION_WORD, "training-monolingual.tokenized.shuffled"
     path = billion / part if name == "billion-word" else Path(name)
     if os.path.isdir(path):
-        paths = [p for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+        paths = [p for p in sorted(path.rglob("*"))
+                 if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)]
     elif name != "billion-word":
         if not os.path.exists(path):
             raise DataError(f"no text is called {name!r}: choose billion-word, or a text file or folder")

@@ -19,10 +19,10 @@ import hashlib
 import http.client
 import math
 import pickle
+import socket
 import sys
 import tarfile
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -414,14 +414,18 @@ def fetch(url, folder, sha256, progress=True):
     path = Path(folder) / url.rsplit("/", 1)[1]
     if path.exists():
         return path
+    timeout = socket.getdefaulttimeout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if progress:
             print(f"downloading {url} to {path}", file=sys.stderr)
+        socket.setdefaulttimeout(30)                # torch.hub sets none, and would wait minutes for a silent firewall
         torch.hub.download_url_to_file(url, str(path), sha256, progress=progress and sys.stderr.isatty())
     except (OSError, http.client.HTTPException, RuntimeError) as e:       # RuntimeError: the checksum differs
         raise InceptionError(f"{path.name} is not in {path.parent}, and downloading it from {url} failed"
                              f" ({one_line(e)}): get it by hand and put it at {path}") from e
+    finally:
+        socket.setdefaulttimeout(timeout)
     return path
 
 
@@ -438,6 +442,8 @@ def load(data_dir="data", path=None, device="cpu", progress=True):
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         names = [name for name in weights if isinstance(weights[name], torch.Tensor)]
+        if not all(weights[name].isfinite().all() for name in names):
+            raise ValueError("numbers that are none")
     except Exception as e:             # torch.load has many errors for bytes that torch.save did not write
         raise InceptionError(f"{path}: cut short, or no dictionary of weights ({type(e).__name__}); delete it"
                              f" and get {WEIGHTS_FILE} again") from e
@@ -526,7 +532,9 @@ def open_images(path):
         array = np.load(path, mmap_mode="r")                       # .npy: read from disk only as needed
         if isinstance(array, np.lib.npyio.NpzFile):
             array = array[next(key for key in ("images", "samples", "arr_0", *array) if key in array)]
-    except (OSError, ValueError, EOFError, StopIteration, zipfile.BadZipFile) as e:
+        if not isinstance(array, np.ndarray):
+            raise ValueError("no array")
+    except Exception as e:                 # numpy, zipfile, zlib and tokenize have their own errors for damaged bytes
         raise ImageError(f"{path}: cannot be read as an array of numbers ({one_line(e)})") from e
     if array.ndim == 4 and array.shape[3] == 3 and array.shape[1] != 3:
         print(f"note: {path} is read as N x height x width x 3", file=sys.stderr)
@@ -609,7 +617,7 @@ def run(args, device):
 
 
 def main(argv=None):
-    """The command. Exit code 0; 1 for bad data, and for a check that does not show 11.24; 2 for bad flags."""
+    """The command. Exit code 0; 1 for bad data, and for a check that does not show 11.24; 2 for bad flags; 130."""
     parser = argparse.ArgumentParser(description="Inception score of a set of images, or FID of two sets.")
     parser.add_argument("images", nargs="*", metavar="FOLDER|FILE.npy|FILE.npz", help="one: score; two: FID")
     parser.add_argument("--check", action="store_true",
@@ -632,8 +640,14 @@ def main(argv=None):
         return run(args, device)
     except (OSError, ImageError) as e:
         print(f"inception.py: {one_line(e)}", file=sys.stderr)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as e:
+        known = isinstance(e, (MemoryError, torch.OutOfMemoryError))    # but for the CPU's, which is a RuntimeError
+        if not known and "tried to allocate" not in str(e):
+            raise
         print(f"inception.py: not enough memory on {device}: use a smaller --batch-size", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\ninception.py: interrupted", file=sys.stderr)
+        return 130
     return 1
 
 

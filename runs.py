@@ -62,8 +62,9 @@ def main(script):
         message = " ".join(str(problem).split())
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(getattr(problem, "exit_code", 1))
-    except RuntimeError as problem:  # torch's, on a GPU a subclass
-        if "memory" not in str(problem):
+    except (RuntimeError, MemoryError) as problem:
+        known = isinstance(problem, (MemoryError, torch.OutOfMemoryError))  # but for the CPU's, which is a RuntimeError
+        if not known and "tried to allocate" not in str(problem):
             raise
         print(f"{Path(sys.argv[0]).name}: out of memory: lower --batch-size or the width, and choose another --out",
               file=sys.stderr)
@@ -79,8 +80,9 @@ def main(script):
 # weights, and each draws its own share of every batch; before an optimiser steps, the gradients are averaged. Rank 0
 # alone measures, prints and writes. What is below does nothing where there is one process.
 
-RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))  # LOCAL_: on this machine
 PROCESSES, LOCAL_PROCESSES = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0)) if PROCESSES > 1 else 0
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))  # LOCAL_: on this machine
 
 
 @contextlib.contextmanager
@@ -179,7 +181,8 @@ def flags(doc, data, iterations, batch_size):
                         help="where to compute (default: a GPU if there is one)")
     parser.add_argument("--out", metavar="DIR",
                         help="where the run is written (default below runs/, named after what is trained)")
-    parser.add_argument("--data", default=data, metavar="NAME|PATH", help=f"what to train on (default {data or 'see above'})")
+    parser.add_argument("--data", default=data, metavar="NAME|PATH",
+                        help=f"what to train on (default {data or 'see above'})")
     parser.add_argument("--data-dir", default="data", metavar="DIR",
                         help="where published archives are looked for and downloaded to (default data)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -200,7 +203,9 @@ def number(least, below=math.inf, kind=float):
     return parse
 
 
-whole = functools.partial(number, kind=int)  # an argparse type likewise: a whole number
+def whole(least, below=2 ** 63):
+    """An argparse type likewise: a whole number."""
+    return number(least, below, int)
 
 
 def device(name):
@@ -243,10 +248,11 @@ def folder(args, default):
     out = Path(args.out or default)
     if RANK:
         return out  # rank 0 alone reads and writes there: other machines need not see it
-    resumable = (out / "checkpoint.pt").exists()
+    resumable, log = (out / "checkpoint.pt").exists(), out / "log.csv"
     if args.resume and not resumable:
         raise Mistake(f"there is no checkpoint in {out}: leave --resume out, or say another --out", 2)
-    if not args.resume and (resumable or (out / "config.json").exists()):
+    begun = resumable or log.exists() and len(log.read_bytes().splitlines()) > 1  # not if killed before all iterations
+    if not args.resume and begun:
         go_on = "add --resume to go on with it" if resumable else "delete it"
         raise Mistake(f"{out} already holds a run: {go_on}, or choose another --out", 2)
     for path in (out, *out.parents):
@@ -300,10 +306,14 @@ class Run:
             self.lock = open(self.out / ".lock", "w")
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise Mistake(f"another run is writing into {self.out}: choose another --out", 2) from None
+            except OSError:
+                pass  # a file system without locks
         try:
             folder(self.args, self.out)  # again: another run may have ended here before the folder was locked
+            for left in self.out.glob(".*.tmp"):  # of a process that was killed while writing
+                left.unlink()
             loaded = self.load(config) if self.args.resume else None
         except Mistake:
             self.leave()
@@ -378,7 +388,8 @@ class Run:
                 raise KeyboardInterrupt
             return  # a scheduler's SIGTERM comes again through torchrun, perhaps while this is saving
         self.interrupted = signum
-        print("\nstopping after this iteration (once more: at once, without saving)", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # not print: the signal may have come in the middle of one
+            os.write(sys.stderr.fileno(), b"\nstopping after this iteration (once more: at once, without saving)\n")
 
     @contextlib.contextmanager
     def clock_stopped(self):
@@ -428,8 +439,11 @@ class Run:
             for name in ("critic_loss", "generator_loss"):
                 if not math.isfinite(row.get(name, 0)):
                     self.leave()
-                    raise Diverged(f"{name} is {row[name]} at iteration {row['iteration']}; the checkpoint of iteration "
-                                   f"{self.saved_iteration} is kept: start again with a lower learning rate, or another --seed")
+                    self.diverged(f"{name} is {row[name]} at iteration {row['iteration']}")
+
+    def diverged(self, what):
+        raise Diverged(f"{what}; the checkpoint of iteration {self.saved_iteration} is kept: start again with a lower "
+                       f"learning rate, or another --seed")
 
     def show(self, iteration):
         """The progress line: redrawn in place on a terminal, elsewhere a line every half minute."""
@@ -457,14 +471,15 @@ class Run:
     def cut_log(self, iteration):
         """Drop what log.csv has after `iteration`, and lines that are no rows, such as a last line cut short."""
         try:
-            lines = (self.out / "log.csv").read_text().splitlines()
-        except (OSError, UnicodeDecodeError):
-            lines = []
-        rows = [line for line in lines[1:] if line.count(",") == len(self.columns) - 1
-                and line.split(",")[0].isdigit() and int(line.split(",")[0]) <= iteration]
+            header, *lines = (self.out / "log.csv").read_text().splitlines()
+        except (OSError, ValueError):  # not there, empty, or no text
+            header, lines = "", []
+        names = header.split(",")
+        rows = [dict(zip(names, cells)) for cells in (line.split(",") for line in lines)
+                if len(cells) == len(names) and cells[0].isdecimal() and int(cells[0]) <= iteration]
         if len(rows) != iteration:
             print(f"{self.out / 'log.csv'} has {len(rows)} of {iteration} rows: the others are lost", file=sys.stderr)
-        write(self.out / "log.csv", "\n".join([",".join(self.columns), *rows]) + "\n")
+        write_csv(self.out / "log.csv", self.columns, [[row.get(name, "") for name in self.columns] for row in rows])
 
     def draw_curves(self):
         """Draw curves.png from log.csv. A chart with nothing measured, or nothing but zeros, is left out.
@@ -476,7 +491,7 @@ class Run:
             there = {c: np.isfinite(log[c]) for c in columns if c in log}
             raw = {c: (log["iteration"][i], log[c][i]) for c, i in there.items() if log[c][i].any()}
             if raw:
-                smoothed = {c: (x, smooth(y, max(len(y) // 50, 1))) for c, (x, y) in raw.items()}
+                smoothed = {c: (x, smooth(y, len(y) // 50)) for c, (x, y) in raw.items()}
                 pictures.append(line_chart(smoothed, title, "iteration", pale=raw))
         if pictures:
             save_png(beside([pictures[i:i + 2] for i in range(0, len(pictures), 2)]), self.out / "curves.png")
@@ -504,15 +519,20 @@ class Run:
     def save(self, iteration):
         """Write checkpoint.pt: under another name first, so that there is always a whole one."""
         self.flush()
+        for name, network in self.objects.items():
+            weights = network.parameters() if isinstance(network, torch.nn.Module) else ()
+            if not all(w.isfinite().all() for w in weights):  # G's are, for one iteration, before its loss is
+                self.leave()
+                self.diverged(f"{name} has weights that are no numbers after iteration {iteration}")
         buffer = io.BytesIO()
         torch.save({"iteration": iteration, "seconds": self.seconds,
                     "objects": {name: thing.state_dict() for name, thing in self.objects.items()}}, buffer)
         try:
             write(self.out / "checkpoint.pt", buffer.getbuffer())
         except OSError as problem:
-            kept = "there is no other" if self.saved_iteration is None else f"that of iteration {self.saved_iteration} is kept"
-            raise Mistake(f"the checkpoint of iteration {iteration} could not be saved ({problem}); {kept}: make room, "
-                          f"then --resume") from None
+            what_now = ("make room, and start again" if self.saved_iteration is None else
+                        f"that of iteration {self.saved_iteration} is kept: make room, then --resume")
+            raise Mistake(f"the checkpoint of iteration {iteration} could not be saved ({problem}); {what_now}") from None
         self.saved_iteration, self.saved_at = iteration, time.monotonic()
 
     def sample_path(self, iteration, suffix=".png"):
@@ -564,7 +584,7 @@ def read_log(folder):
         with open(path, newline="") as file:
             header, *rows = csv.reader(file)
         values = np.array([[float(v) if v else np.nan for v in row] for row in rows]).reshape(-1, len(header))
-    except ValueError:
+    except (ValueError, csv.Error):
         raise Mistake(f"{path} is damaged: --resume repairs it") from None
     return dict(zip(header, values.T))
 

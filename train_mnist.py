@@ -67,6 +67,7 @@ def train(args, method_name):
     method = wgan_gp.METHODS[method_name]
     if method.lam:
         method = method.with_beta1(args.beta1)
+    runs.folder(args, args.out)
     with runs.one_first():
         images, _ = data.mnist(args.data_dir)
         held_out, _ = data.mnist(args.data_dir, train=False)

@@ -123,7 +123,7 @@ def parse():
         parser.error("--one-sided is about the penalty, which --method gan does not have")
     if 0 < args.score_samples < 10:
         parser.error("--score-samples: a score is the mean over 10 parts, so 10 at least, or 0")
-    stand_in = "" if args.data == IMAGENET else f"-{Path(args.data).name}"
+    stand_in = "" if args.data == IMAGENET else f"-{Path(args.data).resolve().name}"
     args.out = args.out or f"runs/random-architectures{stand_in}"
     return args
 
@@ -200,6 +200,7 @@ def train(args):
     if args.data == IMAGENET and not Path(IMAGENET).is_dir():
         raise runs.Mistake(f"there is no folder {IMAGENET}: put 32x32 ImageNet's training images there (image-net.org, "
                            f"after registering), or take a stand-in: --data cifar10, --data shapes")
+    runs.folder(runs.below(args, name), folder / name)
     images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=folder / "images")  # one cache for all runs
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
@@ -239,7 +240,8 @@ def train(args):
     result = {
         "index": args.index, "method": args.method, "one_sided": args.one_sided, "activation": args.activation,
         "architecture": architecture,
-        "settings": {"data": Path(args.data).name, "images": len(images), "seed": args.seed,
+        "settings": {"data": Path(args.data).resolve().name, "images": len(images),
+                     "fingerprint": runs.fingerprint(images), "seed": args.seed,
                      "batch_size": args.batch_size, "iterations": args.iterations,
                      "divide_filters": args.divide_filters},
         "diverged": diverged, "pixel_likeness": None, "variation": None, "inception_score": None,
@@ -264,13 +266,13 @@ def measure(G, latents, images, device):
     if not x_tilde.isfinite().all():
         return {"pixel_likeness": math.nan, "variation": math.nan}
     coarse, coarse_tilde = (F.avg_pool2d(some, 4).flatten(1) for some in (x, x_tilde))
-    variance = coarse.var(0).sum().item()
+    variance = coarse.var(0).sum().clamp(min=1e-9).item()  # real images may be all alike
 
     def mean_distance(x):  # of n/2 pairs, from different batches
         one, other = x.flatten(1)[:n // 2], x.flatten(1)[n - n // 2:]
         return (one - other).norm(dim=1).mean().item()
     return {"pixel_likeness": 1 - inception.fid(coarse, coarse_tilde) / variance,
-            "variation": mean_distance(x_tilde) / mean_distance(x)}
+            "variation": mean_distance(x_tilde) / max(mean_distance(x), 1e-9)}
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -353,7 +355,7 @@ def table(folder):
     pictures = []
     for column, (name, thresholds, paper) in MEASURES.items():
         if all(result[column] is None for result in everything):
-            print(f"\nNo result has the {name}, so there is no Table 2 or 5.")
+            print(f"\nNo result has the {name}" + (", so there is no Table 2 or 5." if paper else "."))
             continue
         print(f"\n{'Tables 2 and 5: o' if paper else 'O'}utcomes by {name}" + (
             "" if paper else ", a number of this script's own, which needs no Inception weights"))

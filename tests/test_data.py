@@ -291,6 +291,24 @@ def test_download_with_wrong_checksum_is_not_kept(cifar, server, monkeypatch, tm
     assert os.listdir(fresh) == []
 
 
+def test_download_cut_short_is_not_kept_though_no_checksum_is_known(monkeypatch, tmp_path):
+    class Cut(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(bytes(5_000))
+
+        def log_message(self, *_):
+            pass
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cut) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        monkeypatch.setattr(data, "BILLION_WORD_URLS", [f"http://127.0.0.1:{running.server_port}/"])
+        refused(lambda: data.text("billion-word", tmp_path), "cut short of its 100,000 bytes", "--data the path")
+        running.shutdown()
+    assert os.listdir(tmp_path) == []
+
+
 def test_download_without_network(nowhere, monkeypatch, tmp_path):
     for urls in ("CIFAR10_URLS", "MNIST_URLS", "BILLION_WORD_URLS"):
         monkeypatch.setattr(data, urls, [nowhere])
@@ -797,3 +815,16 @@ def test_text_refused(tmp_path):
     refused(lambda: data.text(str(tmp_path / "missing")), "missing", "billion-word")
     (tmp_path / "bare").mkdir()
     refused(lambda: data.text(tmp_path / "bare"), "no lines")
+
+
+def test_images_of_more_than_8_bits_are_skipped_and_a_changed_target_of_a_link_is_seen(tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.full((32, 32), 30_000, np.uint16)).save(folder / "deep.png")
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / "target.png")
+    (folder / "link.png").symlink_to(tmp_path / "target.png")
+    images = data.image_folder(str(folder), 32, tmp_path / "cache")
+    assert images.shape == (1, 3, 32, 32) and (images == 9).all()
+    assert "1 of 2 images skipped" in (said := capsys.readouterr().err) and "more than 8 bits" in said
+    Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "target.png")
+    assert data.image_folder(str(folder), 32, tmp_path / "cache")[0, 0].min() == 200

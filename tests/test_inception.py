@@ -8,6 +8,7 @@ import pickle
 import sys
 import tarfile
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -547,6 +548,8 @@ def test_load_refuses_wrong_files(file, weights, tmp_path):
     refused("2 tensors .*fc.weight.*pt_inception")
     torch.save({name: t for name, t in weights.items() if name != "Mixed_6a.branch3x3.bn.running_var"}, path)
     refused("1 tensors .*Mixed_6a.branch3x3.bn.running_var")
+    torch.save({**weights, "fc.bias": torch.full((1008,), torch.nan)}, path)
+    refused("cut short, or no dictionary")
 
 
 class Evil:
@@ -785,8 +788,10 @@ def test_command_bad_data(command, tmp_path):
     np.save(tmp_path / "one.npy", random_images(1, 4, 4).numpy())
     np.save(tmp_path / "nan.npy", np.full((20, 3, 4, 4), np.nan, np.float32))
     (tmp_path / "empty").mkdir()
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as odd:
+        odd.writestr("a.txt", "no array")
     for args, words in (
-            (["few.npy"], "9 images cannot be cut into 10 splits"),
+            (["odd.npz"], "cannot be read as an array"), (["few.npy"], "9 images cannot be cut into 10 splits"),
             (["one.npy", "few.npy"], "one.npy: a single image"),
             (["nan.npy"], "NaN"), (["empty"], "no images"), (["nowhere"], "no such file or folder")):
         code, out, err = command(*(tmp_path / a for a in args))

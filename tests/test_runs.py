@@ -183,10 +183,64 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run, tmp_path):
     assert (tmp_path / "run" / "log.csv").read_text() == before
 
 
-def test_a_run_killed_before_its_first_checkpoint(run):
-    unlock(run())
-    refused(run, match="already holds a run: delete it")
+def test_a_run_killed_before_its_first_checkpoint(run, tmp_path):
+    unlock(run("--seed", "1"))
     refused(run, "--resume", match="there is no checkpoint")
+    unlock(run("--seed", "2"))  # it has left nothing to lose
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["flags"]["seed"] == 2
+    with open(tmp_path / "run" / "log.csv", "a") as log:
+        log.write("1,0.1,1,1,1,1,\n")  # a run whose checkpoint was deleted has
+    refused(run, match="already holds a run: delete it")
+
+
+def test_what_a_kill_while_saving_left_is_cleared_away(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".checkpoint.pt.123.tmp").write_bytes(b"half")
+    run()
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "config.json", "log.csv"]
+
+
+def test_a_file_system_without_locks(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(37, "No locks available")))
+    assert run().start() == 0
+
+
+def test_a_log_whose_columns_have_changed_keeps_its_numbers(run, tmp_path):
+    one = run(columns=["a", "b"])
+    one.start()
+    for i in (1, 2):
+        one.log(step(i), a=10.0 * i, b=7.0)
+    one.save(2)
+    unlock(one)
+    two = run("--resume", columns=["b", "new", "a"])
+    two.start()
+    log = two.read_log()
+    assert log["a"].tolist() == [10, 20] and log["b"].tolist() == [7, 7] and np.isnan(log["new"]).all()
+    assert log["critic_loss"].tolist() == [1, 1]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(run, tmp_path):
+    one = run("--checkpoint-seconds", "0")
+    G = torch.nn.Linear(1, 1)
+    one.start(G=G)
+    one.log(step(1))
+    one.checkpoint(1)
+    torch.nn.init.constant_(G.weight, math.nan)
+    one.log(step(2))
+    with pytest.raises(runs.Diverged, match="G has weights .* after iteration 2; the checkpoint of iteration 1 is kept"):
+        one.checkpoint(2)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["objects"]["G"]["weight"].isfinite().all()
+
+
+def test_too_little_memory_is_one_line_and_another_error_is_not_hidden(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_test.py"])
+    for script in (lambda: torch.empty(2 ** 50), lambda: (_ for _ in ()).throw(MemoryError("Unable to allocate"))):
+        with pytest.raises(SystemExit) as leave:
+            runs.main(script)
+        assert leave.value.code == 1 and "out of memory: lower --batch-size" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="single memory location"):  # a mistake in the program
+        runs.main(lambda: torch.ones(1).expand(3).add_(1))
 
 
 def test_out_is_a_file(run, tmp_path):

@@ -308,6 +308,7 @@ def test_a_run_leaves_a_result(call, tmp_path):
     result = json.loads((tmp_path / "002-wgan-gp-one-sided.json").read_text())
     assert result["architecture"] == script.architectures(3)[2] and result["index"] == 2
     assert (result["method"], result["one_sided"], result["activation"]) == ("wgan-gp", True, None)
+    assert len(result["settings"].pop("fingerprint")) == 8
     assert result["settings"] == {"data": "shapes", "images": 40, "seed": 3, "batch_size": 4, "iterations": 2,
                                   "divide_filters": 32}
     assert result["diverged"] is None and result["inception_score"] is None
@@ -470,6 +471,8 @@ def test_likeness_and_variation_of_images_that_are_known():
     moved = measured(lambda x: x + 1)  # 8x8 means of 4x4 blocks of deviation 1/sqrt(3): |1|^2 / (1/3) = 3 below
     assert moved["pixel_likeness"] == pytest.approx(-2, abs=0.1)
     assert all(math.isnan(v) for v in measured(lambda x: x * math.inf).values())
+    alike = script.measure(lambda z: torch.randn(len(z), 3, 32, 32), latents, images[:1].repeat(9, 1, 1, 1), "cpu")
+    assert alike["pixel_likeness"] < -1 and alike["variation"] > 1  # of what does not vary
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -477,8 +480,8 @@ def test_likeness_and_variation_of_images_that_are_known():
 def made_up(folder, index, method, score, one_sided=False, activation=None, diverged=None, likeness=0.5, **settings):
     """A result file, as a run would write it."""
     name = f"{index:03d}-{script.variant(method, one_sided, activation)}"
-    settings = {"data": "shapes", "images": 40, "seed": 0, "batch_size": 64, "iterations": 9, "divide_filters": 1,
-                **settings}
+    settings = {"data": "shapes", "images": 40, "fingerprint": "12345678", "seed": 0, "batch_size": 64, "iterations": 9,
+                "divide_filters": 1, **settings}
     (folder / f"{name}.json").write_text(json.dumps({
         "index": index, "method": method, "one_sided": one_sided, "activation": activation,
         "architecture": script.architectures(settings["seed"])[index], "settings": settings, "diverged": diverged,
@@ -629,7 +632,8 @@ def test_without_imagenet_the_message_says_where_it_comes_from(call, tmp_path, m
 
 def test_results_of_different_studies_do_not_mix(call, tmp_path):
     made_up(tmp_path, 0, "gan", 2.0)
-    for name, value in [("iterations", 10), ("data", "cifar10"), ("seed", 1), ("divide_filters", 8)]:
+    for name, value in [("iterations", 10), ("data", "cifar10"), ("fingerprint", "0badcafe"), ("seed", 1),
+                        ("divide_filters", 8)]:
         made_up(tmp_path, 1, "gan", 2.0, **{name: value})
         code, stdout, stderr = call(SCRIPT, "--table", "--out", tmp_path)
         line, = stderr.splitlines()
