@@ -95,7 +95,7 @@ def along_lines(D, x, x_tilde, ts):
 
 def main():
     args = parse()
-    args.out = args.out or "runs/proposition"
+    args.out = args.out or "runs/proposition" + "-paired" * args.paired
     names = list(PROBLEMS) if args.data == "all" else [args.data]
     results = {(name, method): train(args, name, method) for method in METHODS for name in names}
     runs.write_csv(Path(args.out) / "proposition.csv",

@@ -40,7 +40,8 @@ PENALTY = "gradient penalty"
 
 def main():
     args = parse()
-    args.out = args.out or "runs/swiss-roll"
+    name = "swiss-roll" + f"-{args.constraint}" * (args.constraint != "clip") + "-batch-norm" * args.batch_norm
+    args.out = args.out or f"runs/{name}"
     labels = {c: LABELS[args.constraint].format(c) for c in THRESHOLDS} | {None: PENALTY}
     norms, weights = {}, {}
     for c, label in labels.items():
