@@ -213,3 +213,11 @@ def test_mistakes_are_one_line(call, tmp_path):
     assert code == 2 and "already holds a run" in stderr
     code, _, stderr = call(*SMALL, "--out", tmp_path, "--resume", "--dim", "9")
     assert code == 2 and "--dim 8" in stderr
+
+
+def test_each_variant_has_a_folder_of_its_own(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for flags in ([], ["--constraint", "l2-clip"], ["--batch-norm"]):
+        assert call(*SMALL, "--iterations", "1", *flags)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "swiss-roll", "swiss-roll-batch-norm", "swiss-roll-l2-clip"]
