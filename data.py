@@ -177,11 +177,11 @@ def images(name, data_dir="data", size=None, train=True, cache_dir="."):
     An unknown name, a size that the data set does not have, any problem with the files: DataError.
     """
     sides = {"cifar10": 32, "mnist": 28}
-    fitting = [known for known, side in sides.items() if size in (None, side)]
+    fitting = ", ".join([*(known for known, side in sides.items() if size in (None, side)), "shapes"])
     size = size or sides.get(name, 32)
     if size != sides.get(name, size):
-        raise DataError(f"{name} is {sides[name]} x {sides[name]}, not {size} x {size}: choose "
-                        f"{', '.join([*fitting, 'shapes'])} or a folder of images")
+        raise DataError(f"{name} is {sides[name]} x {sides[name]}, not {size} x {size}: choose {fitting} or a folder of "
+                        f"images")
     if name == "cifar10":
         return cifar10(data_dir, train)
     if name == "mnist":
@@ -189,8 +189,7 @@ def images(name, data_dir="data", size=None, train=True, cache_dir="."):
     if name == "shapes":
         return shapes(20_000, 0, size) if train else shapes(2_000, 1, size)
     if not os.path.isdir(name):
-        raise DataError(f"no data set or folder is called {name!r}: choose {', '.join([*fitting, 'shapes'])} or a "
-                        f"folder of images")
+        raise DataError(f"no data set or folder is called {name!r}: choose {fitting} or a folder of images")
     return image_folder(name, size, cache_dir, train), None
 
 

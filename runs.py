@@ -438,10 +438,11 @@ class Run:
             self.last.update(row)
             for name in ("critic_loss", "generator_loss"):
                 if not math.isfinite(row.get(name, 0)):
-                    self.leave()
                     self.diverged(f"{name} is {row[name]} at iteration {row['iteration']}")
 
     def diverged(self, what):
+        """Leave the folder as it is, with the last good checkpoint, and raise Diverged."""
+        self.leave()
         raise Diverged(f"{what}; the checkpoint of iteration {self.saved_iteration} is kept: start again with a lower "
                        f"learning rate, or another --seed")
 
@@ -522,7 +523,6 @@ class Run:
         for name, network in self.objects.items():
             weights = network.parameters() if isinstance(network, torch.nn.Module) else ()
             if not all(w.isfinite().all() for w in weights):  # G's are, for one iteration, before its loss is
-                self.leave()
                 self.diverged(f"{name} has weights that are no numbers after iteration {iteration}")
         buffer = io.BytesIO()
         torch.save({"iteration": iteration, "seconds": self.seconds,

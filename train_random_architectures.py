@@ -200,13 +200,13 @@ def train(args):
     if args.data == IMAGENET and not Path(IMAGENET).is_dir():
         raise runs.Mistake(f"there is no folder {IMAGENET}: put 32x32 ImageNet's training images there (image-net.org, "
                            f"after registering), or take a stand-in: --data cifar10, --data shapes")
-    runs.folder(runs.below(args, name), folder / name)
+    own = runs.below(args, name)
+    runs.folder(own, folder / name)
     images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=folder / "images")  # one cache for all runs
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
     architecture = architectures(args.seed)[args.index]
-    run = runs.Run(runs.below(args, name), out=folder / name, data=images,
-                   charts=[("generator loss", ["generator_loss"])])
+    run = runs.Run(own, out=folder / name, data=images, charts=[("generator loss", ["generator_loss"])])
 
     G, D = networks(architecture, args.method, args.divide_filters, APPENDIX_D.get(args.activation))
     G, D = G.to(args.device), D.to(args.device)

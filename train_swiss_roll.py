@@ -5,10 +5,10 @@
     python train_swiss_roll.py --batch-norm               batch norm in the constrained critics
 
 Section 3 says that other constraints have similar problems, and that batch norm mitigates them to some extent, though
-even with it "very deep WGAN critics often fail to converge". runs/swiss-roll gets a folder for each run, figure.png,
-gradient_norms.csv, and the slopes are printed: expect straight lines on the logarithmic axis for c = .1, .01 and .001,
-a line near flat for the penalty; weights piled up at -c and c against weights spread out. See results/swiss-roll for
-ours and how long it took.
+even with it "very deep WGAN critics often fail to converge". runs/swiss-roll (runs/swiss-roll-l2-clip, and so on) gets
+a folder for each run, figure.png, gradient_norms.csv, and the slopes are printed: expect straight lines on the
+logarithmic axis for c = .1, .01 and .001, a line near flat for the penalty; weights piled up at -c and c against
+weights spread out. See results/swiss-roll for ours and how long it took.
 
 Where the paper is silent. Width: 128, so that it takes minutes; --dim 512 is that of the authors' other toys. "12-layer":
 12 hidden ReLU layers and a linear one. Length: 600 iterations. First weights: uniform with deviation sqrt(2/inputs)
