@@ -1,248 +1,219 @@
-"""WGAN-GP: Algorithm 1 and equation 3 of "Improved Training of Wasserstein GANs" (Gulrajani et al., 2017).
+"""Algorithm 1 and equation 3 of "Improved Training of Wasserstein GANs" (Gulrajani et al., 2017).
 
-Needs torch alone: copy this file, or gradient_penalty by itself, wherever you like. The names are the paper's:
-
-    D        the critic: m examples in, m real-valued scores out (no sigmoid)
-    G        the generator: m latent variables z in, m examples x_tilde out
-    x        real examples, x ~ P_r                     x_tilde  generated ones, x_tilde = G(z) ~ P_g
-    x_hat    random points between x and x_tilde        eps      where between: one number per example
-    lam      the weight (lambda) of the penalty, 10     n_critic critic steps per generator step, 5
-
-The loop over i = 1..m in lines 3 to 8 is the batch dimension. Numbers in brackets are the paper's references. Section 4
-is five functions: gradient_penalty (line 6, and line 4's eps), critic_loss (equation 3; line 7), critic_step (5 to 9),
-generator_step (12) and train (the loops; 4 and 11). The losses and METHODS between them are what it is compared with.
+Needs torch alone: copy this file, or only gradient_penalty. The names are the paper's: critic D,
+generator G, real x, generated x_tilde, x_hat between them, eps, lam (lambda), n_critic. The loop
+over i = 1..m in lines 3 to 8 is the batch dimension.
 """
 import math
-from functools import partial
 from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.optim import Adam, RMSprop
+
+
+def scores(D, x):
+    """Return D(x) as a vector (m,). Raises ValueError unless D gives one score per example."""
+    score = D(x)
+    shape = tuple(score.shape) if torch.is_tensor(score) else type(score).__name__
+    if shape not in [(len(x),), (len(x), 1)]:
+        raise ValueError(f"D must return one score per example, shape ({len(x)},), not {shape}")
+    return score.flatten()
 
 
 def gradient_penalty(D, x, x_tilde, one_sided=False):
-    """The gradient penalty of equation 3, without its weight: E[(||grad D(x_hat)||_2 - 1)^2], a scalar tensor.
+    """Compute the penalty of equation 3, E[(||grad D(x_hat)||_2 - 1)^2], a scalar without its weight.
 
-    x, x_tilde: m real and m generated examples of the same shape (m, n, ...), paired by position. x_hat is drawn
-    uniformly on the line between each pair (Section 4, "Sampling distribution"). The result can be
-    differentiated once more, with respect to the weights of D (so not inside torch.no_grad()); nothing flows back
-    into x or x_tilde, which are floating point.
+    x, x_tilde: real and generated examples, floating point, (m, n, ...) both, paired by position.
+    D must score each example by itself: layer norm in D is fine, batch norm is not (Section 4).
     one_sided: penalise only norms above 1, E[max(0, ||grad D(x_hat)||_2 - 1)^2] (Appendix C).
-
-    D gives one score per example, (m,) or (m, 1), and must score each by itself: batch norm in D breaks the premise
-    (Section 4, "No critic batch normalization"), layer norm does not. Other shapes of x_tilde: ValueError.
     """
-    if x.shape != x_tilde.shape:
-        raise ValueError(f"x and x_tilde are paired, but their shapes are {tuple(x.shape)} and {tuple(x_tilde.shape)}")
-    eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # line 4: one number per example
+    if x.shape != x_tilde.shape or not len(x) or not x.is_floating_point():
+        raise ValueError(f"x and x_tilde must be floats of one shape, not empty, but are {x.dtype} "
+                         f"{tuple(x.shape)} and {x_tilde.dtype} {tuple(x_tilde.shape)}")
+    eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # line 4
     x_hat = (eps * x + (1 - eps) * x_tilde).detach().requires_grad_()  # line 6
-    # The score of one example depends on that example alone, so the gradient of the sum holds every example's own.
-    gradient, = torch.autograd.grad(D(x_hat).sum(), x_hat, create_graph=True)
-    excess = gradient.flatten(1).norm(dim=1) - 1  # at 0, norm() has derivative 0, where sqrt(sum(g**2)) has NaN
+    # A score depends on its own example alone: the gradient of the sum holds the gradient of each.
+    gradient, = torch.autograd.grad(scores(D, x_hat).sum(), x_hat, create_graph=True)
+    excess = gradient.flatten(1).norm(dim=1) - 1  # norm() has derivative 0 at 0, not NaN
     if one_sided:
         excess = excess.relu()
     return excess.square().mean()
 
 
-def clip_weights(D, c):
-    """Weight clipping, the original WGAN's constraint ([2], Section 2.2): every parameter of D into [-c, c], in place."""
-    with torch.no_grad():
-        for w in D.parameters():
-            w.clamp_(-c, c)
+def critic_loss(D, x, x_tilde, *y, method=None):
+    """Compute equation 3 on one batch, or the critic loss of another method (default: WGAN-GP).
 
-
-# The losses: `real` are the scores D(x), `fake` the scores D(x_tilde). A standard GAN's D(x) is the logit.
-
-def wasserstein_critic(real, fake):
-    """The "original critic loss" of equation 3: E[D(x_tilde)] - E[D(x)]."""
-    return fake.mean() - real.mean()
-
-
-def wasserstein_generator(fake):
-    """Line 12 of Algorithm 1: -E[D(G(z))]."""
-    return -fake.mean()
-
-
-def gan_critic(real, fake):
-    """Equation 1 for logits: the mean of two cross-entropies, real to 1 and fake to 0; halved as in the authors' code."""
-    return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
-
-
-def gan_generator(fake):
-    """Section 2.1's generator loss against vanishing gradients: -E[log D(G(z))], fake towards 1."""
-    return F.softplus(-fake).mean()
-
-
-def lsgan_critic(real, fake):
-    """Least-squares GAN (Mao et al. [18]): half of E[(D(x) - 1)^2] + E[D(x_tilde)^2]."""
-    return ((real - 1).square().mean() + fake.square().mean()) / 2
-
-
-def lsgan_generator(fake):
-    """Least-squares GAN as the authors' code has it: E[(D(x_tilde) - 1)^2]."""
-    return (fake - 1).square().mean()
-
-
-def no_term(D, x, *y):
-    """No further loss term: what Method.critic_term and Method.generator_term are unless a script says otherwise."""
-    return 0.0
-
-
-class Method(NamedTuple):
-    """A way to train a GAN: two losses, a constraint on D, a number of critic steps, an optimiser.
-
-    Change one thing with `METHODS["wgan-gp"]._replace(lam=1)`; the learning rate with
-    `_replace(optimizer=partial(method.optimizer, lr=3e-4))`.
+    y: the labels of x, if method.critic_term wants them. Returns three scalars: the loss,
+    the Wasserstein estimate E[D(x)] - E[D(x_tilde)], and the penalty without its weight.
     """
-    critic_loss: Callable  # (D(x), D(x_tilde)) -> scalar; with the penalty it is critic_loss, below
-    generator_loss: Callable  # D(x_tilde) -> scalar
-    lam: float  # weight of the gradient penalty; 0: none
-    clip: float  # weights of D stay in [-clip, clip]; 0: no clipping
-    n_critic: int  # critic steps per generator step
-    optimizer: Callable  # parameters -> torch.optim.Optimizer
-    one_sided: bool = False  # the penalty of Appendix C
-    critic_term: Callable = no_term  # (D, x, *labels) -> scalar added to D's loss, such as AC-GAN's (Section 5.4)
-    generator_term: Callable = no_term  # (D, x_tilde, *labels) -> scalar added to G's loss
-
-    def with_beta1(self, beta1):
-        """The method with another beta1 for its Adam (see ADAM); beta2 stays. None: the method as it is."""
-        if beta1 is None:
-            return self
-        betas = (beta1, self.optimizer.keywords["betas"][1])
-        return self._replace(optimizer=partial(self.optimizer, betas=betas))
-
-
-# Figure 2's columns (Section 5.2; Appendix E, where WGAN-GP has beta1 .5 for LSUN), then two combinations: WGAN-GP with
-# clipping's optimiser (Figure 3) and the penalty on the standard GAN loss (Section 6). torch's RMSprop adds its 1e-8
-# outside the square root and starts its average at 0; TensorFlow's, in the paper's code, adds 1e-10 inside, starts at 1.
-METHODS = {
-    "wgan-gp": Method(wasserstein_critic, wasserstein_generator, lam=10, clip=0, n_critic=5,
-                      optimizer=partial(Adam, lr=1e-4, betas=(0.0, 0.9))),
-    "wgan": Method(wasserstein_critic, wasserstein_generator, lam=0, clip=0.01, n_critic=5,
-                   optimizer=partial(RMSprop, lr=5e-5, alpha=0.9)),
-    "dcgan": Method(gan_critic, gan_generator, lam=0, clip=0, n_critic=1,
-                    optimizer=partial(Adam, lr=2e-4, betas=(0.5, 0.999))),
-    "lsgan": Method(lsgan_critic, lsgan_generator, lam=0, clip=0, n_critic=1,
-                    optimizer=partial(RMSprop, lr=1e-4, alpha=0.9)),
-}
-METHODS["wgan-gp-rmsprop"] = METHODS["wgan-gp"]._replace(optimizer=METHODS["wgan"].optimizer)
-METHODS["dcgan-gp"] = METHODS["dcgan"]._replace(lam=10)
-WGAN_GP = METHODS["wgan-gp"]
-ADAM = [name for name, method in METHODS.items() if method.optimizer.func is Adam]  # the others have RMSProp
-
-
-def critic_loss(D, x, x_tilde, *y, method=WGAN_GP):
-    """Equation 3 on one batch, or another method's loss: what a critic step minimises.
-
-    x, x_tilde: (m, ...); y: the labels of x, if the method's critic_term wants them. Returns three scalar tensors: the
-    loss, penalty and critic_term included; the Wasserstein estimate E[D(x)] - E[D(x_tilde)]; and the penalty without
-    its weight (0 for a method that has none).
-    """
-    real, fake = D(x), D(x_tilde)  # two passes: where D has batch norm, real and generated statistics stay apart
-    penalty = gradient_penalty(D, x, x_tilde, method.one_sided) if method.lam else real.new_zeros(())
-    loss = method.critic_loss(real, fake) + method.lam * penalty + method.critic_term(D, x, *y)  # line 7, its mean over i
+    method = method or WGAN_GP
+    real, fake = scores(D, x), scores(D, x_tilde)  # two passes: batch norm must not mix the two
+    penalty = torch.zeros_like(real.mean())
+    if method.lam:
+        penalty = gradient_penalty(D, x, x_tilde, method.one_sided)
+    loss = method.D_loss(real, fake) + method.lam * penalty + method.critic_term(D, x, *y)  # line 7
     return loss, real.mean() - fake.mean(), penalty
 
 
-def critic_step(G, D, opt_D, x, z, *y, method=WGAN_GP):
-    """Lines 5 to 9 of Algorithm 1: one update of the critic, on real examples x (m, ...) and latents z (m, ...).
+def critic_step(G, D, opt_D, x, z, *y, method=None):
+    """Update the critic once, on real x (m, ...) and latents z (m, ...): lines 5 to 9.
 
-    y: whatever else G takes, such as the labels of x. G's weights get no gradient. Returns the loss, the
-    Wasserstein estimate and the penalty of this batch before the update, as scalar tensors.
+    G: any function. y: what else it takes, such as labels. Returns critic_loss before the update.
     """
+    method = method or WGAN_GP
     with torch.no_grad():
         x_tilde = G(z, *y)  # line 5
-    loss, wasserstein, penalty = critic_loss(D, x, x_tilde, *y, method=method)  # lines 6 and 7
-    opt_D.zero_grad()
-    loss.backward(inputs=[w for w in D.parameters() if w.requires_grad])  # with respect to w alone
-    opt_D.step()  # line 9
+    losses = critic_loss(D, x, x_tilde, *y, method=method)  # lines 6 and 7
+    descend(opt_D, losses[0])  # line 9
     if method.clip:
-        clip_weights(D, method.clip)
-    return loss.detach(), wasserstein.detach(), penalty.detach()
+        for w in D.parameters():
+            w.data.clamp_(-method.clip, method.clip)
+    return [loss.detach() for loss in losses]
 
 
-def generator_step(G, D, opt_G, z, *y, method=WGAN_GP):
-    """Line 12 of Algorithm 1: one update of the generator, on latents z (m, ...) and whatever else G takes.
+def generator_step(G, D, opt_G, z, *y, method=None):
+    """Update the generator once, on latents z (m, ...): line 12. Returns its loss.
 
-    D's weights get no gradient, and the work for it is not done. Returns the loss, a scalar tensor.
+    G: any function of the weights in opt_G. y: what else it takes, such as labels.
     """
+    method = method or WGAN_GP
     x_tilde = G(z, *y)
-    loss = method.generator_loss(D(x_tilde)) + method.generator_term(D, x_tilde, *y)
-    opt_G.zero_grad()
-    loss.backward(inputs=[w for w in G.parameters() if w.requires_grad])  # with respect to theta alone
-    opt_G.step()  # line 12
+    loss = method.G_loss(scores(D, x_tilde)) + method.generator_term(D, x_tilde, *y)
+    descend(opt_G, loss)  # line 12
     return loss.detach()
 
 
+def descend(optimizer, loss):
+    """Update the weights that the optimizer holds. No others get a gradient."""
+    weights = [w for group in optimizer.param_groups for w in group["params"] if w.requires_grad]
+    optimizer.zero_grad()
+    loss.backward(inputs=weights)
+    optimizer.step()
+
+
 class Step(NamedTuple):
-    """One pass through lines 2 to 12; the losses are scalar tensors, the critic's those of its last step."""
-    iteration: int  # generator updates done so far
-    critic_loss: torch.Tensor  # what D minimised, penalty included; the paper plots its negative
-    wasserstein: torch.Tensor  # E[D(x)] - E[D(x_tilde)]: estimates the distance only where D is 1-Lipschitz
-    penalty: torch.Tensor  # E[(||grad D(x_hat)|| - 1)^2], without lam
+    """The losses of an iteration, scalar tensors. The critic's are those of its last step."""
+    iteration: int  # generator updates so far
+    critic_loss: torch.Tensor  # with the penalty. The paper plots its negative
+    wasserstein: torch.Tensor  # E[D(x)] - E[D(x_tilde)]
+    penalty: torch.Tensor  # without lambda
     generator_loss: torch.Tensor
 
 
-def seed_iteration(seed, iteration):
-    """Start torch's global random numbers anew, from the seed (0 to 2**32 - 1) and the iteration: nothing drawn in
-    between disturbs a run, and none of their state need be saved. An odd factor above a million keeps seeds below 4,295
-    apart; CPU generators heed 32 bits only."""
-    torch.manual_seed(seed * 1_000_003 + iteration)
+def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000, start=0,
+          seed=None, decay=False, generator_batch=None):
+    """Run Algorithm 1 as a generator function: for step in train(...), a Step after each iteration.
 
-
-def train(G, D, batches, latents, opt_G, opt_D, method=WGAN_GP, iterations=100_000, start=0, seed=0,
-          decay=False, generator_batch=None):
-    """Algorithm 1 as a generator function: yields a Step after each generator update, up to `iterations` in all.
-
-        for step in train(G, D, batches, latents, opt_G, opt_D):
-            print(step.iteration, float(step.wasserstein))
-
-    batches:  an endless iterator of tuples (x,) or (x, y): real examples and, if the networks want them, labels;
-              a DataLoader is made one by (batch for _ in itertools.count() for batch in loader). A resumed run is
-              the same run if the batches depend on the random numbers alone, as data.batches do; a DataLoader's do not
-    latents:  latents(m) gives a tuple (z,) or (z, y): m latent variables and, if G wants them, labels
-    opt_G, opt_D:  method.optimizer(G.parameters()) and (D.parameters()), made by the caller, who can save them
-    start:    iterations done before, when a run is resumed
-    seed:     for seed_iteration at each iteration; None: random numbers are left alone
-    decay:    learning rates fall linearly to 0 over `iterations` (Appendix F)
-    generator_batch:  examples in the generator's batch, if not as many as in the critic's
+    batches: an iterable of x, (x,) or (x, y), such as a DataLoader. It is gone through again and again
+    latents: latents(m) returns (z,), or (z, y) if batches have labels y
+    opt_G, opt_D: the optimizers, for instance method.make_optimizer(G)
+    start: iterations done before, of `iterations` in all
+    seed: reseed torch at each iteration. None: leave its random numbers alone
+    decay: let the learning rates fall linearly to 0 (Appendix F)
+    generator_batch: examples in the generator's batch, if not as many as in the critic's
     """
-    groups = opt_G.param_groups + opt_D.param_groups if decay else []
+    method, real = method or WGAN_GP, endless(batches, next(D.parameters()).device)
+    groups = opt_G.param_groups + opt_D.param_groups
     for group in groups:
-        group.setdefault("initial_lr", group["lr"])  # kept in the optimiser's state, and so when a run is resumed
+        group.setdefault("initial_lr", group["lr"])  # saved with the optimizer for --resume
     for iteration in range(start, iterations):  # line 1
         if seed is not None:
             seed_iteration(seed, iteration)
-        for group in groups:
-            group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
-        for _ in range(method.n_critic):  # lines 2 to 10
-            x, *y = next(batches)  # line 4
-            z = latents(len(x))[0]  # its labels, if there are labels, are those of x
-            critic = critic_step(G, D, opt_D, x, z, *y, method=method)
-        generator = generator_step(G, D, opt_G, *latents(generator_batch or len(x)), method=method)  # 11 and 12
+        if decay:
+            for group in groups:
+                group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
+        for _ in range(method.n_critic):  # line 2
+            x, *y = next(real)  # line 4
+            z, *labels = latents(len(x))  # line 4. x_tilde gets the labels of x
+            if len(y) != len(labels):
+                raise ValueError("labels must come from both batches and latents, or from neither: "
+                                 "to leave them out, give batches of x alone")
+            critic = critic_step(G, D, opt_D, x, z, *y, method=method)  # lines 5 to 9
+        z = latents(generator_batch or len(x))  # line 11
+        generator = generator_step(G, D, opt_G, *z, method=method)  # line 12
         yield Step(iteration + 1, *critic, generator)
 
 
-def held_out_loss(G, D, batches, latents, method=WGAN_GP):
-    """What D minimises, on these examples and fresh samples of G; held out, they show overfitting (Section 5.6).
+def endless(batches, device):
+    """Yield [x] or [x, y] on `device`, starting again when the batches end."""
+    while True:
+        batch = None
+        for batch in batches:
+            parts = batch if isinstance(batch, (tuple, list)) else [batch]
+            yield [part.to(device) for part in parts]
+        if batch is None:
+            raise ValueError("batches is empty or used up: give a DataLoader or an endless generator")
 
-    batches: a finite iterable of (x,) or (x, y), not empty. Returns the loss, the Wasserstein estimate and the penalty,
-    three numbers, each the mean over all examples.
-    """
-    total, examples = 0, 0
-    for x, *y in batches:
-        with torch.no_grad():
-            x_tilde = G(latents(len(x))[0], *y)
-        losses = torch.stack(critic_loss(D, x, x_tilde, *y, method=method)).detach()
-        total, examples = total + losses * len(x), examples + len(x)
-    return tuple((total / examples).tolist())
+
+def seed_iteration(seed, iteration):
+    """Reseed torch, so that logging cannot change a run and resuming needs no RNG state."""
+    torch.manual_seed(seed * 1_000_003 + iteration)  # odd and large, to keep seeds apart
 
 
 @torch.no_grad()
 def sample(G, latents, n, batch_size=100, convert=lambda x_tilde: x_tilde):
-    """n samples of G, in batches of `batch_size`: batch norm in G looks at its batch, so never one sample at a time.
+    """Return n samples of G, drawn in batches for its batch norm. convert: applied to each batch."""
+    batches = math.ceil(n / batch_size)
+    return torch.cat([convert(G(*latents(batch_size))) for _ in range(batches)])[:n]
 
-    convert: applied to each batch, for instance to make bytes of it before the next one is drawn.
-    """
-    return torch.cat([convert(G(*latents(batch_size))) for _ in range(math.ceil(n / batch_size))])[:n]
+
+def held_out_loss(G, D, batches, latents, method=None):
+    """Compute critic_loss on held-out batches and fresh samples: three floats (Section 5.6)."""
+    total, examples = 0, 0
+    for x, *y in batches:
+        x_tilde = sample(G, lambda m: (latents(m)[0], *y), len(x), len(x))
+        losses = torch.stack(critic_loss(D, x, x_tilde, *y, method=method)).detach()
+        total, examples = total + losses * len(x), examples + len(x)
+    return (total / examples).tolist()
+
+
+# ---- methods: real are the scores D(x), fake the scores D(x_tilde) ----
+
+def wasserstein_critic(real, fake):
+    """Return the original critic loss in equation 3, E[D(x_tilde)] - E[D(x)]."""
+    return fake.mean() - real.mean()
+
+
+def wasserstein_generator(fake):
+    """Return the loss of line 12, -E[D(G(z))]."""
+    return -fake.mean()
+
+
+class Method(NamedTuple):
+    """A way to train a GAN. METHODS["wgan-gp"]._replace(lam=1) changes one field."""
+    D_loss: Callable  # (real, fake) -> scalar
+    G_loss: Callable  # (fake) -> scalar
+    lam: float  # weight of the gradient penalty. 0: none
+    clip: float  # weights of D are clipped into [-clip, clip] (Section 2.2). 0: not
+    n_critic: int  # critic steps per generator step
+    optimizer: str  # "adam" or "rmsprop"
+    lr: float
+    beta1: float  # Adam's. RMSProp has none
+    beta2: float  # Adam's, and the decay of RMSProp's average
+    one_sided: bool = False  # the penalty of Appendix C
+    critic_term: Callable = lambda D, x, *y: 0.0  # added to the critic loss (AC-GAN, Section 5.4)
+    generator_term: Callable = lambda D, x_tilde, *y: 0.0  # added to the generator loss
+
+    def make_optimizer(self, network):
+        """Return the torch optimizer for the parameters of a network."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(network.parameters(), self.lr, (self.beta1, self.beta2))
+        return torch.optim.RMSprop(network.parameters(), self.lr, alpha=self.beta2)
+
+
+# Equation 1 on logits with the non-saturating generator loss of Section 2.1, and least squares [18].
+GAN = (lambda real, fake: (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2,
+       lambda fake: F.softplus(-fake).mean())
+LSGAN = (lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
+         lambda fake: (fake - 1).square().mean())
+WGAN = (wasserstein_critic, wasserstein_generator)
+
+METHODS = {  # the columns of Figure 2 (Section 5.2, Appendix E)
+    "dcgan": Method(*GAN, lam=0, clip=0, n_critic=1, optimizer="adam", lr=2e-4, beta1=0.5, beta2=0.999),
+    "lsgan": Method(*LSGAN, lam=0, clip=0, n_critic=1, optimizer="rmsprop", lr=1e-4, beta1=None, beta2=0.9),
+    "wgan": Method(*WGAN, lam=0, clip=0.01, n_critic=5, optimizer="rmsprop", lr=5e-5, beta1=None, beta2=0.9),
+    "wgan-gp": Method(*WGAN, lam=10, clip=0, n_critic=5, optimizer="adam", lr=1e-4, beta1=0.0, beta2=0.9),
+}
+WGAN_GP = METHODS["wgan-gp"]
+METHODS["wgan-gp-rmsprop"] = WGAN_GP._replace(optimizer="rmsprop", lr=5e-5, beta1=None)  # Figure 3
+METHODS["dcgan-gp"] = METHODS["dcgan"]._replace(lam=10)  # the penalty on the GAN loss (Section 6)
