@@ -1,28 +1,27 @@
-"""The Inception score and the Frechet Inception distance (FID): one file that needs torch, numpy and Pillow.
+"""The Inception score and the Frechet Inception distance (FID): needs torch, numpy, Pillow.
 
-    python inception.py FOLDER             score of the images in a folder, or in a .npy or .npz file
-    python inception.py A B                FID between two sets of images
-    python inception.py --check            scores CIFAR-10's 50,000 training images, which must give 11.24
+    python inception.py FOLDER       score of a folder of images, or of a .npy or .npz file
+    python inception.py A B          FID of two sets; either may be a .npz file of statistics (mu, sigma)
+    python inception.py --check      score of CIFAR-10's training images, which must be 11.24
 
     net = inception.load()                             # downloads 95 MB into data/ the first time
     mean, std = inception.inception_score(x, net)      # x: N x 3 x H x W bytes (uint8), any H and W
 
-A score can be compared with others' only if every step is the same:
-
-    the network   Inception                  v3 as TensorFlow published it on 2015-12-05, which is not torchvision's
-    the resize    tf1_resize                 to 299x299, TensorFlow 1's corner convention; then (x - 128) / 128
-    p(y|x)        Inception.probabilities    softmax of features times weights, 1,008 numbers, without the bias
-    the score     score_from_probabilities   10 consecutive parts of 50,000 images, mean and population deviation
+Scores can be compared only if every step is the same: TensorFlow's Inception v3 of 2015-12-05
+(torchvision's differs), TensorFlow 1's resize, no bias in p(y|x), 50,000 images in 10 parts.
 """
 import argparse
+import contextlib
 import hashlib
-import http.client
 import math
-import pickle
+import re
 import socket
 import sys
-import tarfile
 import time
+import warnings
+import zipfile
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,302 +32,47 @@ from torch import nn
 
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/" + WEIGHTS_FILE
-WEIGHTS_SHA256 = "6726825d"                            # the first 8 digits, which are also in the name
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+WEIGHTS_SHA256 = "6726825d"  # its first 8 digits
 CIFAR_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-CIFAR_SCORE, TOLERANCE = 11.24, .02
+CIFAR_SCORE, TOLERANCE = 11.24, 0.02
+IMAGE_FORMATS = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]  # EPS would run Ghostscript
 
 
 class InceptionError(OSError):
-    """The weights (or the CIFAR-10 archive) cannot be had, or are not what they should be. One line."""
+    """The weights, or what --check needs, cannot be used. The message is one line."""
 
 
 class ImageError(ValueError):
-    """The images are not what can be scored. One line."""
+    """The images cannot be scored. The message is one line."""
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The network: Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision". The
-#    attributes have torchvision's names, because the published file has. "valid" means no padding.
+# ---- the Inception score ----
 
-class Conv(nn.Module):
-    """Convolution without bias, batch normalisation with the stored statistics, ReLU."""
+def inception_score(images, net, splits=10, batch_size=50, progress=True):
+    """Return the Inception score, (mean, standard deviation) over `splits` consecutive parts.
 
-    def __init__(self, c_in, c_out, kernel, stride=1, padding="same"):
-        super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, eps=1e-3)
-
-    def forward(self, x):
-        return F.relu(self.bn(self.conv(x)), inplace=True)
-
-
-def mean_pool(x):
-    """3x3 mean at the same size. TensorFlow averages the pixels there are: padding does not count."""
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def halve(x):
-    """3x3 maximum, stride 2, no padding."""
-    return F.max_pool2d(x, 3, stride=2)
-
-
-class Mixed35(nn.Module):
-    """A block on the 35x35 grid (Mixed_5b to 5d): N x c x 35 x 35 to N x (224 + c_pool) x 35 x 35."""
-
-    def __init__(self, c, c_pool):
-        super().__init__()
-        self.branch1x1 = Conv(c, 64, 1)
-        self.branch5x5_1 = Conv(c, 48, 1)
-        self.branch5x5_2 = Conv(48, 64, 5)
-        self.branch3x3dbl_1 = Conv(c, 64, 1)
-        self.branch3x3dbl_2 = Conv(64, 96, 3)
-        self.branch3x3dbl_3 = Conv(96, 96, 3)
-        self.branch_pool = Conv(c, c_pool, 1)
-
-    def forward(self, x):
-        return torch.cat([
-            self.branch1x1(x),
-            self.branch5x5_2(self.branch5x5_1(x)),
-            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            self.branch_pool(mean_pool(x))], 1)
-
-
-class Mixed35to17(nn.Module):
-    """Mixed_6a: N x 288 x 35 x 35 to N x 768 x 17 x 17."""
-
-    def __init__(self):
-        super().__init__()
-        self.branch3x3 = Conv(288, 384, 3, stride=2, padding="valid")
-        self.branch3x3dbl_1 = Conv(288, 64, 1)
-        self.branch3x3dbl_2 = Conv(64, 96, 3)
-        self.branch3x3dbl_3 = Conv(96, 96, 3, stride=2, padding="valid")
-
-    def forward(self, x):
-        return torch.cat([
-            self.branch3x3(x),
-            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            halve(x)], 1)
-
-
-class Mixed17(nn.Module):
-    """A block on the 17x17 grid (Mixed_6b to 6e), 768 channels in and out; 7x7 is done as 1x7 and 7x1."""
-
-    def __init__(self, c):
-        super().__init__()
-        self.branch1x1 = Conv(768, 192, 1)
-        self.branch7x7_1 = Conv(768, c, 1)
-        self.branch7x7_2 = Conv(c, c, (1, 7))
-        self.branch7x7_3 = Conv(c, 192, (7, 1))
-        self.branch7x7dbl_1 = Conv(768, c, 1)
-        self.branch7x7dbl_2 = Conv(c, c, (7, 1))
-        self.branch7x7dbl_3 = Conv(c, c, (1, 7))
-        self.branch7x7dbl_4 = Conv(c, c, (7, 1))
-        self.branch7x7dbl_5 = Conv(c, 192, (1, 7))
-        self.branch_pool = Conv(768, 192, 1)
-
-    def forward(self, x):
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        return torch.cat([
-            self.branch1x1(x),
-            self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
-            self.branch7x7dbl_5(self.branch7x7dbl_4(double)),
-            self.branch_pool(mean_pool(x))], 1)
-
-
-class Mixed17to8(nn.Module):
-    """Mixed_7a: N x 768 x 17 x 17 to N x 1280 x 8 x 8."""
-
-    def __init__(self):
-        super().__init__()
-        self.branch3x3_1 = Conv(768, 192, 1)
-        self.branch3x3_2 = Conv(192, 320, 3, stride=2, padding="valid")
-        self.branch7x7x3_1 = Conv(768, 192, 1)
-        self.branch7x7x3_2 = Conv(192, 192, (1, 7))
-        self.branch7x7x3_3 = Conv(192, 192, (7, 1))
-        self.branch7x7x3_4 = Conv(192, 192, 3, stride=2, padding="valid")
-
-    def forward(self, x):
-        return torch.cat([
-            self.branch3x3_2(self.branch3x3_1(x)),
-            self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))),
-            halve(x)], 1)
-
-
-class Mixed8(nn.Module):
-    """A block on the 8x8 grid (Mixed_7b, 7c): N x c x 8 x 8 to N x 2048 x 8 x 8.
-
-    The published network pools with a mean in 7b but with a *maximum* in 7c."""
-
-    def __init__(self, c, pool):
-        super().__init__()
-        self.pool = pool
-        self.branch1x1 = Conv(c, 320, 1)
-        self.branch3x3_1 = Conv(c, 384, 1)
-        self.branch3x3_2a = Conv(384, 384, (1, 3))
-        self.branch3x3_2b = Conv(384, 384, (3, 1))
-        self.branch3x3dbl_1 = Conv(c, 448, 1)
-        self.branch3x3dbl_2 = Conv(448, 384, 3)
-        self.branch3x3dbl_3a = Conv(384, 384, (1, 3))
-        self.branch3x3dbl_3b = Conv(384, 384, (3, 1))
-        self.branch_pool = Conv(c, 192, 1)
-
-    def forward(self, x):
-        single = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = mean_pool(x) if self.pool == "mean" else F.max_pool2d(x, 3, stride=1, padding=1)
-        return torch.cat([
-            self.branch1x1(x),
-            self.branch3x3_2a(single), self.branch3x3_2b(single),
-            self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double),
-            self.branch_pool(pooled)], 1)
-
-
-class Inception(nn.Module):
-    """Inception v3 of 2015-12-05 without its auxiliary head: 23,850,960 numbers, made for evaluation only."""
-
-    def __init__(self):
-        super().__init__()
-        self.Conv2d_1a_3x3 = Conv(3, 32, 3, stride=2, padding="valid")
-        self.Conv2d_2a_3x3 = Conv(32, 32, 3, padding="valid")
-        self.Conv2d_2b_3x3 = Conv(32, 64, 3)
-        self.Conv2d_3b_1x1 = Conv(64, 80, 1)
-        self.Conv2d_4a_3x3 = Conv(80, 192, 3, padding="valid")
-        self.Mixed_5b = Mixed35(192, 32)
-        self.Mixed_5c = Mixed35(256, 64)
-        self.Mixed_5d = Mixed35(288, 64)
-        self.Mixed_6a = Mixed35to17()
-        self.Mixed_6b = Mixed17(128)
-        self.Mixed_6c = Mixed17(160)
-        self.Mixed_6d = Mixed17(160)
-        self.Mixed_6e = Mixed17(192)
-        self.Mixed_7a = Mixed17to8()
-        self.Mixed_7b = Mixed8(1280, "mean")
-        self.Mixed_7c = Mixed8(2048, "max")
-        self.fc = nn.Linear(2048, 1008)
-        self.eval()
-        self.requires_grad_(False)
-
-    def forward(self, x):
-        """Features, N x 2048, of images resized by `tf1_resize` and scaled to [-1, 1), N x 3 x 299 x 299."""
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))           # 147 x 147
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(halve(x)))                        # 71 x 71
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(halve(x))))                   # 35 x 35
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))                          # 8 x 8
-        return x.mean((2, 3))
-
-    def probabilities(self, features):
-        """p(y|x), N x 1008, from features, N x 2048. The score's original code takes the last layer's weights
-        and leaves its bias out; with the bias, scores come out differently."""
-        return torch.softmax(features @ self.fc.weight.T, dim=1)
-
-
-# ----------------------------------------------------------------------------------------------------------
-# From bytes to features and probabilities
-
-def tf1_resize(images, size=299):
-    """Bilinear resize as TensorFlow 1 did it (align_corners=False, no half-pixel centres), in float32.
-
-    images: tensor N x C x H x W; returns N x C x size x size, float32, in the same range.
-    Output row i lies at s = i * H / size, between rows floor(s) and floor(s) + 1; the row after the last is
-    the last again. So the picture is shifted by up to half a pixel and its end repeats, which no mode of
-    torch's `interpolate` does. As s depends on one axis at a time, each axis is done for itself: gather the
-    two neighbours, mix them. Columns first, as TensorFlow does, so that the rounding agrees too.
+    images: uint8 tensor or array, N x 3 x H x W, or N x 1 x H x W for grey. net: from `load`.
+    Few images score lower than many (Table 3: 50,000), images sorted by class far too low.
+    Raises ImageError for other shapes or types, or fewer images than splits.
     """
-    x = images.to(torch.float32)
-    for axis in (3, 2):
-        n = x.shape[axis]
-        s = torch.arange(size, dtype=torch.float32, device=x.device) * (n / size)
-        low = s.floor().long()
-        high = (low + 1).clamp(max=n - 1)
-        weight = s - low if axis == 3 else (s - low)[:, None]
-        a, b = x.index_select(axis, low), x.index_select(axis, high)
-        x = a + (b - a) * weight
-    return x
+    images = check_images(images)
+    check_splits(len(images), splits)
+    p = activations(images, net, batch_size, progress)[1]
+    mean, deviation = score_from_probabilities(p, splits)
+    order = torch.randperm(len(p), generator=torch.Generator().manual_seed(0))
+    shuffled, spread = score_from_probabilities(p[order], splits)
+    if shuffled - mean > max(0.1 * shuffled, 3 * spread):
+        say(f"note: the images seem sorted by class: they score {shuffled:.2f} when shuffled")
+    return mean, deviation
 
-
-def check_images(images, name="images"):
-    """Raises ImageError unless `images` is N x 3 x H x W bytes, N > 0: a tensor, an array, or a `Folder`.
-
-    Floats are refused, not guessed: whether 1.0 is white or almost black, only the caller knows."""
-    if not hasattr(images, "shape") or not hasattr(images, "dtype"):
-        raise ImageError(f"{name}: need an array or tensor, N x 3 x H x W bytes, not {type(images).__name__}")
-    shape, kind = tuple(images.shape), str(images.dtype).removeprefix("torch.")
-    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        raise ImageError(f"{name}: need N x 3 x height x width, not {' x '.join(map(str, shape))}")
-    if "float" in kind:
-        low, high = float(images.min()), float(images.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ImageError(f"{name}: NaN or infinity among the pixels; need uint8, 0 to 255")
-        raise ImageError(f"{name}: need uint8, 0 to 255, not {kind} from {low:.4g} to {high:.4g}; convert by"
-                         " (255 * x).round() if black is 0 and white 1, by (127.5 * (x + 1)).round() if black"
-                         " is -1 and white 1")
-    if kind != "uint8":
-        raise ImageError(f"{name}: need uint8, 0 to 255, not {kind}")
-
-
-def check_splits(n, splits):
-    """Raises ImageError if n images cannot be cut into `splits` parts none of which is empty."""
-    if splits < 1 or n < splits:
-        raise ImageError(f"{n} images cannot be cut into {splits} splits: give more images, or fewer splits")
-
-
-@torch.no_grad()
-def activations(images, net, batch_size=50, progress=True):
-    """Features, N x 2048, and class probabilities, N x 1008: float32 on the CPU, 12 kB an image.
-
-    images: N x 3 x H x W bytes, 0 to 255; ImageError for anything else. Only `batch_size` of them at a time
-    are enlarged and moved to the network's device: memory stays bounded. progress: a line on stderr."""
-    check_images(images)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    net.eval()
-    device = net.fc.weight.device
-    features, probabilities = torch.empty(len(images), 2048), torch.empty(len(images), 1008)
-    # Plain float32, whatever the caller trains with: no mixed precision, and none of the TF32 that cuDNN uses
-    # unless told otherwise, which rounds the factors of every product to 10 bits.
-    full_precision = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with torch.autocast(device.type, enabled=False), full_precision:
-        for part in batches(len(images), batch_size, progress):
-            x = images[part]
-            x = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
-            f = net((tf1_resize(x.to(device)) - 128) / 128)
-            features[part], probabilities[part] = f.cpu(), net.probabilities(f).cpu()
-    return features, probabilities
-
-
-def batches(n, size, progress):
-    """The slices 0:size, size:2*size, ... of n things, with a progress line on standard error: on a terminal
-    redrawn in place, elsewhere one a minute."""
-    start = last = time.monotonic()
-    terminal = sys.stderr.isatty()
-    for i in range(0, n, size):
-        done = min(i + size, n)
-        yield slice(i, done)
-        now = time.monotonic()
-        if progress and now - last > (.2 if terminal else 60):
-            rate, last = done / (now - start), now
-            line = f"{done}/{n} images, {rate:.3g}/s, {(n - done) / rate / 60:.1f} minutes left"
-            sys.stderr.write(f"\r{line:<60}" if terminal else line + "\n")
-            sys.stderr.flush()
-    if progress and terminal:
-        sys.stderr.write(f"\r{'':<60}\r")
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The score
 
 def score_from_probabilities(p, splits=10):
-    """Inception score, (mean, standard deviation) over splits, from class probabilities p, N x classes.
+    """Return the Inception score, (mean, standard deviation), from class probabilities p, N x classes.
 
-    Salimans et al. 2016, "Improved Techniques for Training GANs", section 4; the measure of Figure 3 and
-    Table 3 in Gulrajani et al. 2017. The score of one part is
-        exp( mean over x of KL(p(y|x) || p(y)) ),    p(y) = mean over x of p(y|x),    both over that part:
-    1 if all images get the same p(y|x); the number of classes if each is certain and all equally frequent.
-    Part i is images i*N//splits up to (i+1)*N//splits, as in the original code: consecutive, and of sizes
-    that differ by at most one. The deviation is the population's; the arithmetic is in float64.
-    Raises ImageError for fewer images than splits, ValueError for rows that are no probabilities.
+    Salimans et al. 2016, "Improved Techniques for Training GANs", Section 4. The score of one part is
+        exp( mean over x of KL(p(y|x) || p(y)) ),    p(y) = mean over x of p(y|x),    both over that part.
+    Part i is images i*N//splits up to (i+1)*N//splits, as in the original code. The deviation is the
+    population's. The arithmetic is float64. Raises ValueError for rows that are not probabilities.
     """
     p = torch.as_tensor(p)
     if p.ndim != 2 or not p.is_floating_point():
@@ -338,29 +82,30 @@ def score_from_probabilities(p, splits=10):
     scores = []
     for i in range(splits):
         part = p[i * n // splits:(i + 1) * n // splits].cpu().double()
-        if not ((part >= 0).all() and ((part.sum(1) - 1).abs() < 1e-3).all()):              # NaN fails, too
+        if not ((part >= 0).all() and ((part.sum(1) - 1).abs() < 1e-3).all()):  # False for NaN, too
             raise ValueError("need probabilities: each row from 0 to 1 and with sum 1")
-        kl = torch.xlogy(part, part) - torch.xlogy(part, part.mean(0))                      # xlogy(0, 0) = 0
+        kl = torch.xlogy(part, part) - torch.xlogy(part, part.mean(0))  # xlogy(0, 0) = 0
         scores.append(math.exp(kl.sum(1).mean()))
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def inception_score(images, net, splits=10, batch_size=50, progress=True):
-    """Inception score of N x 3 x H x W bytes, any H and W: (mean, standard deviation) over `splits` parts.
-
-    images: uint8 tensor or array, 0 to 255; net: what `load` returned. The order counts, since parts are
-    consecutive; and few images score lower than many, so compare scores of equally many (Table 3: 50,000).
-    Raises ImageError for other shapes or types, or fewer than `splits` images."""
-    check_images(images)
-    check_splits(len(images), splits)
-    return score_from_probabilities(activations(images, net, batch_size, progress)[1], splits)
+def check_splits(n, splits):
+    if splits < 1 or n < splits:
+        raise ImageError(f"{n} images cannot be cut into {splits} splits: need at least one in each")
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The Frechet Inception distance
+# ---- the Frechet Inception distance ----
 
-def statistics(features):
-    """Mean, d, and covariance (divided by N - 1), d x d, of features, N x d; float64, in parts of 1,000."""
+def fid(features1, features2):
+    """Return the FID of two sets of features, N x d and M x d, from `activations`.
+
+    Few images give too large a distance. Compare equally many (published distances: 50,000).
+    """
+    return frechet_distance(*mean_and_covariance(features1), *mean_and_covariance(features2))
+
+
+def mean_and_covariance(features):
+    """Return the mean, d, and the covariance (divided by N - 1), d x d, of features, N x d, in float64."""
     features = torch.as_tensor(features).cpu()
     n = len(features)
     if n < 2:
@@ -371,14 +116,12 @@ def statistics(features):
 
 
 def frechet_distance(mu1, cov1, mu2, cov2):
-    """Distance of the Gaussians N(mu1, cov1) and N(mu2, cov2), mu: d, cov: d x d; a float, 0 if equal.
+    """Return the distance of the Gaussians N(mu1, cov1) and N(mu2, cov2), mu: d, cov: d x d, in float64.
 
     Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", equation 6:
         |mu1 - mu2|^2 + trace(cov1 + cov2 - 2 (cov1 cov2)^(1/2)).
-    cov1 cov2 is not symmetric, but has the eigenvalues of the symmetric R cov2 R with R = cov1^(1/2). So the
-    root's trace is the sum of their square roots, and R comes from the eigenvectors of cov1. Rounding leaves
-    eigenvalues of -1e-15 where 0 is meant, hence the clamps. In float64.
-    Raises ValueError for shapes that do not fit, NaN or infinity.
+    With cov = R R^T, cov1 cov2 has the eigenvalues of (R1^T R2)(R1^T R2)^T. So the trace of its root
+    is the sum of the singular values of R1^T R2. Raises ValueError for other shapes, NaN, infinity.
     """
     mu1, cov1, mu2, cov2 = (torch.as_tensor(a).cpu().double() for a in (mu1, cov1, mu2, cov2))
     d = mu1.numel()
@@ -386,268 +129,480 @@ def frechet_distance(mu1, cov1, mu2, cov2):
         raise ValueError("need means of length d and covariances d x d, the same d for both")
     if not all(a.isfinite().all() for a in (mu1, cov1, mu2, cov2)):
         raise ValueError("NaN or infinity among the means and covariances")
-    values, vectors = torch.linalg.eigh(cov1)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    product = root @ cov2 @ root
-    trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    return max(0., float((mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace))
+    roots = []
+    for cov in (cov1, cov2):
+        values, vectors = torch.linalg.eigh(cov)
+        roots.append(vectors * values.clamp(min=0).sqrt())  # rounding makes some zeros negative
+    trace_of_root = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
+    traces = cov1.trace() + cov2.trace() - 2 * trace_of_root
+    return max(0.0, float((mu1 - mu2).square().sum() + traces))
 
 
-def fid(features1, features2):
-    """FID of two sets of features, N x d and M x d, from `activations`. Few images give a distance that is
-    too large (below d images a covariance is singular): compare like with like; published ones use 50,000.
-    Raises ImageError for a set of fewer than two."""
-    return frechet_distance(*statistics(features1), *statistics(features2))
+# ---- from bytes to features and probabilities ----
+
+@torch.no_grad()
+def activations(images, net, batch_size=50, progress=True):
+    """Return features, N x 2048, and class probabilities, N x 1008, both float32 on the CPU.
+
+    Takes what `inception_score` takes. Only a batch at a time is enlarged and moved to the device.
+    Computes in plain float32, whatever the caller trains with.
+    """
+    images = check_images(images)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    net.eval()
+    device = net.fc.weight.device
+    features, probabilities = torch.empty(len(images), 2048), torch.empty(len(images), 1008)
+    with torch.autocast(device.type, enabled=False), plain_float32():
+        for part in slices(len(images), batch_size, progress):
+            x = images[part]
+            if not isinstance(x, torch.Tensor):
+                x = torch.from_numpy(np.array(x))
+            f = net((tf1_resize(x.to(device)) - 128) / 128)
+            features[part], probabilities[part] = f.cpu(), net.probabilities(f).cpu()
+    return features, probabilities
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Weights
+@contextlib.contextmanager
+def plain_float32():
+    """Turn off TF32 and bfloat16 inside float32 products, and restore the caller's settings.
 
-def one_line(error):
-    """What an exception says, or what it is called, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    The older switches (allow_tf32, set_float32_matmul_precision) write the same settings. One that is
+    unset ("none") reads as the more general one, so the general ones are turned off first.
+    """
+    b = torch.backends
+    settings = [b, b.cudnn, b.cudnn.conv, b.cuda.matmul, b.mkldnn.conv, b.mkldnn.matmul]
+    before = []
+    try:
+        for setting in settings:
+            before.append(setting.fp32_precision)
+            setting.fp32_precision = "none"
+        yield
+    finally:
+        for setting, precision in zip(settings, before):
+            setting.fp32_precision = precision
 
 
-def fetch(url, folder, sha256, progress=True):
-    """The file of this URL in `folder`: as it is if it is there, else downloaded and its sha256 compared with
-    the given first digits. Raises InceptionError."""
-    path = Path(folder) / url.rsplit("/", 1)[1]
+def tf1_resize(images, size=299):
+    """Resize N x C x H x W to size x size bilinearly as TensorFlow 1 did, in float32, in the same range.
+
+    Output row i lies at s = i * H / size, between rows floor(s) and floor(s) + 1. The last row
+    repeats. No mode of torch's `interpolate` does that. Columns come first, as in TensorFlow, so that
+    the rounding agrees too.
+    """
+    x = images.to(torch.float32)
+    for axis in (3, 2):
+        n = x.shape[axis]
+        s = torch.arange(size, dtype=torch.float32, device=x.device) * (n / size)
+        low = s.floor().long()
+        high = (low + 1).clamp(max=n - 1)
+        weight = (s - low).view(-1, *[1] * (3 - axis))
+        a, b = x.index_select(axis, low), x.index_select(axis, high)
+        x = a + (b - a) * weight
+    return x
+
+
+def check_images(images, name="images"):
+    """Return N x 3 x H x W bytes: the tensor, array or Folder, or one with its grey channel repeated.
+
+    Raises ImageError for anything else. Floats are refused: only the caller knows their range.
+    """
+    shape, kind = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+    if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+        raise ImageError(f"{name}: need N x 3 x height x width, not {' x '.join(map(str, shape))}")
+    if kind != "uint8":
+        raise ImageError(f"{name}: need uint8, 0 to 255, not {kind}; convert floats by (255 * x).round()"
+                         " if black is 0 and white 1, by (127.5 * (x + 1)).round() if black is -1")
+    if shape[1] == 3:
+        return images
+    say(f"note: {name}: one channel, read as grey")
+    return images[:, [0, 0, 0]]
+
+
+# ---- the network: Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision" ----
+
+# 3x3 pooling at the same size, or at half of it. Padding does not count in the mean, as in TensorFlow.
+mean_pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+max_pool = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
+halve = partial(F.max_pool2d, kernel_size=3, stride=2)
+
+
+def conv(c_in, c_out, kernel, stride=1, padding="same"):
+    """Return convolution, batch normalisation with the stored statistics, ReLU."""
+    return nn.Sequential(OrderedDict(
+        conv=nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=False),
+        bn=nn.BatchNorm2d(c_out, eps=1e-3),
+        relu=nn.ReLU(inplace=True)))
+
+
+def branches(grid, c_in, c=None, pool=mean_pool):
+    """Return the branches of a block on a grid of 35x35, 17x17 or 8x8 pixels, or between two grids.
+
+    A branch is a list of steps: a pooling, a convolution (its name in the published file, then the
+    arguments of `conv`), or the name of an earlier convolution whose output it continues.
+    """
+    return {
+        "35": [
+            [("branch1x1", c_in, 64, 1)],
+            [("branch5x5_1", c_in, 48, 1), ("branch5x5_2", 48, 64, 5)],
+            [("branch3x3dbl_1", c_in, 64, 1), ("branch3x3dbl_2", 64, 96, 3), ("branch3x3dbl_3", 96, 96, 3)],
+            [pool, ("branch_pool", c_in, c, 1)]],
+        "35 to 17": [
+            [("branch3x3", c_in, 384, 3, 2, 0)],
+            [("branch3x3dbl_1", c_in, 64, 1), ("branch3x3dbl_2", 64, 96, 3),
+             ("branch3x3dbl_3", 96, 96, 3, 2, 0)],
+            [halve]],
+        "17": [
+            [("branch1x1", c_in, 192, 1)],
+            [("branch7x7_1", c_in, c, 1), ("branch7x7_2", c, c, (1, 7)), ("branch7x7_3", c, 192, (7, 1))],
+            [("branch7x7dbl_1", c_in, c, 1), ("branch7x7dbl_2", c, c, (7, 1)), ("branch7x7dbl_3", c, c, (1, 7)),
+             ("branch7x7dbl_4", c, c, (7, 1)), ("branch7x7dbl_5", c, 192, (1, 7))],
+            [pool, ("branch_pool", c_in, 192, 1)]],
+        "17 to 8": [
+            [("branch3x3_1", c_in, 192, 1), ("branch3x3_2", 192, 320, 3, 2, 0)],
+            [("branch7x7x3_1", c_in, 192, 1), ("branch7x7x3_2", 192, 192, (1, 7)),
+             ("branch7x7x3_3", 192, 192, (7, 1)), ("branch7x7x3_4", 192, 192, 3, 2, 0)],
+            [halve]],
+        "8": [
+            [("branch1x1", c_in, 320, 1)],
+            [("branch3x3_1", c_in, 384, 1), ("branch3x3_2a", 384, 384, (1, 3))],
+            ["branch3x3_1", ("branch3x3_2b", 384, 384, (3, 1))],
+            [("branch3x3dbl_1", c_in, 448, 1), ("branch3x3dbl_2", 448, 384, 3),
+             ("branch3x3dbl_3a", 384, 384, (1, 3))],
+            ["branch3x3dbl_2", ("branch3x3dbl_3b", 384, 384, (3, 1))],
+            [pool, ("branch_pool", c_in, 192, 1)]],
+    }[grid]
+
+
+class Mixed(nn.Module):
+    """A block: branches side by side, with concatenated outputs. Takes what `branches` takes."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+        self.branches = branches(*args, **kwargs)
+        for branch in self.branches:
+            for step in branch:
+                if isinstance(step, tuple):
+                    self.add_module(step[0], conv(*step[1:]))
+
+    def forward(self, x):
+        ends, outputs = [], {}
+        for branch in self.branches:
+            y = x
+            for step in branch:
+                if isinstance(step, tuple):
+                    y = outputs[step[0]] = self.get_submodule(step[0])(y)
+                elif isinstance(step, str):
+                    y = outputs[step]
+                else:
+                    y = step(y)
+            ends.append(y)
+        return torch.cat(ends, 1)
+
+
+class Inception(nn.Module):
+    """Inception v3 of 2015-12-05 without its auxiliary head: 23,850,960 numbers, not to be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.Conv2d_1a_3x3 = conv(3, 32, 3, 2, 0)
+        self.Conv2d_2a_3x3 = conv(32, 32, 3, 1, 0)
+        self.Conv2d_2b_3x3 = conv(32, 64, 3)
+        self.Conv2d_3b_1x1 = conv(64, 80, 1)
+        self.Conv2d_4a_3x3 = conv(80, 192, 3, 1, 0)
+        self.Mixed_5b = Mixed("35", 192, 32)
+        self.Mixed_5c = Mixed("35", 256, 64)
+        self.Mixed_5d = Mixed("35", 288, 64)
+        self.Mixed_6a = Mixed("35 to 17", 288)
+        self.Mixed_6b = Mixed("17", 768, 128)
+        self.Mixed_6c = Mixed("17", 768, 160)
+        self.Mixed_6d = Mixed("17", 768, 160)
+        self.Mixed_6e = Mixed("17", 768, 192)
+        self.Mixed_7a = Mixed("17 to 8", 768)
+        self.Mixed_7b = Mixed("8", 1280)
+        self.Mixed_7c = Mixed("8", 2048, pool=max_pool)  # as published: a maximum in this block only
+        self.fc = nn.Linear(2048, 1008)
+        self.eval()
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        """Return features, N x 2048, of images resized by `tf1_resize` and scaled to [-1, 1)."""
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # 147 x 147
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(halve(x)))  # 71 x 71
+        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(halve(x))))  # 35 x 35
+        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))  # 17 x 17
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # 8 x 8
+        return x.mean((2, 3))
+
+    def probabilities(self, features):
+        """Return p(y|x), N x 1008, from features, N x 2048. The score's original code has no bias."""
+        return torch.softmax(features @ self.fc.weight.T, dim=1)
+
+
+# ---- the weights ----
+
+def load(data_dir="data", path=None, device="cpu"):
+    """Return the network with the published weights, in eval mode, without gradients, on `device`.
+
+    The weights come from `path`, else from `data_dir`, where they are downloaded if absent (95 MB) and
+    checked. A file that was there need only hold the right tensors. Raises InceptionError: no file and
+    no network, a download with another checksum, a damaged file, another network's weights.
+    """
+    path = Path(path or download(data_dir))
+    if not path.is_file():
+        raise InceptionError(f"{path}: there is no such file of weights")
+    net = Inception()
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # torch.load does not compare the checksums
+                    raise ValueError("wrong checksum")
+        elif not sha256(path).startswith(WEIGHTS_SHA256):
+            say(f"note: {path} is not the published file, and its format would not show damage")
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        net.load_state_dict(dict(weights))  # a plain dict may lack batch norm's counters
+        if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
+            raise ValueError("NaN or infinite weights")
+    except Exception as e:  # damaged bytes raise many kinds of errors
+        raise InceptionError(f"{path}: damaged, or not the weights of this network ({one_line(e)[:200]});"
+                             f" delete it and get {WEIGHTS_FILE} again") from e
+    if torch.device(device).type == "cpu":
+        net = net.to(memory_format=torch.channels_last)  # 1.2 to 1.4 times as fast on a CPU
+    return net.to(device)
+
+
+def load_or_warn(data_dir="data", path=None, device="cpu"):
+    """Call `load`, but if it fails, warn and return None, unless the user named a file."""
+    try:
+        return load(data_dir, path, device)
+    except InceptionError as e:
+        if path:
+            raise
+        say(f"warning: training without Inception scores: {one_line(e)}")
+        return None
+
+
+def download(folder):
+    """Return the path of the weights in `folder`, downloaded if absent. A failed download leaves nothing."""
+    path = Path(folder) / WEIGHTS_FILE
     if path.exists():
         return path
     timeout = socket.getdefaulttimeout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if progress:
-            print(f"downloading {url} to {path}", file=sys.stderr)
-        socket.setdefaulttimeout(30)                # torch.hub sets none, and would wait minutes for a silent firewall
-        torch.hub.download_url_to_file(url, str(path), sha256, progress=progress and sys.stderr.isatty())
-    except (OSError, http.client.HTTPException, RuntimeError) as e:       # RuntimeError: the checksum differs
-        raise InceptionError(f"{path.name} is not in {path.parent}, and downloading it from {url} failed"
+        say(f"downloading 95 MB from {WEIGHTS_URL} to {path}")
+        socket.setdefaulttimeout(30)  # torch.hub sets none
+        torch.hub.download_url_to_file(WEIGHTS_URL, str(path), WEIGHTS_SHA256, progress=False)
+    except Exception as e:  # disk, network, checksum
+        raise InceptionError(f"{path.name} is not in {folder}, and downloading it from {WEIGHTS_URL} failed"
                              f" ({one_line(e)}): get it by hand and put it at {path}") from e
     finally:
         socket.setdefaulttimeout(timeout)
     return path
 
 
-def load(data_dir="data", path=None, device="cpu", progress=True):
-    """The network with the published weights, in eval mode, without gradients, on `device`.
-
-    Weights come from `path` if given; else from `data_dir`, where they are downloaded to if need be (95 MB,
-    the conversion that the pytorch-fid project publishes) and checked. A file that you put there yourself
-    need only hold the right tensors. Raises InceptionError: no file and no network, a download with another
-    checksum, a file cut short, another network's file."""
-    path = Path(path or fetch(WEIGHTS_URL, data_dir, WEIGHTS_SHA256, progress))
-    if not path.is_file():
-        raise InceptionError(f"{path}: there is no such file of weights")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        names = [name for name in weights if isinstance(weights[name], torch.Tensor)]
-        if not all(weights[name].isfinite().all() for name in names):
-            raise ValueError("numbers that are none")
-    except Exception as e:             # torch.load has many errors for bytes that torch.save did not write
-        raise InceptionError(f"{path}: cut short, or no dictionary of weights ({type(e).__name__}); delete it"
-                             f" and get {WEIGHTS_FILE} again") from e
-    net = Inception()
-    wanted = net.state_dict()
-    # Batch normalisation counts its training batches; a file older than this habit lacks the counters.
-    given = {name: t for name, t in wanted.items() if name.endswith("num_batches_tracked")}
-    given.update((name, weights[name]) for name in names)
-    wrong = [name for name in {**wanted, **given}
-             if name not in wanted or name not in given or wanted[name].shape != given[name].shape]
-    if wrong:
-        raise InceptionError(f"{path}: not the weights of this network, {len(wrong)} tensors are missing,"
-                             f" foreign or of another shape (first: {wrong[0]}); need {WEIGHTS_FILE}")
-    net.load_state_dict(given, strict=True)
-    if torch.device(device).type == "cpu":
-        net = net.to(memory_format=torch.channels_last)         # the same numbers, 1.2 to 1.4 times as fast on a CPU
-    return net.to(device)
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def load_or_warn(data_dir="data", path=None, device="cpu"):
-    """`load`, for a training that should go on without scores when the weights cannot be had: then a warning on
-    standard error, and None. A path that the user gave must hold them: InceptionError."""
-    try:
-        return load(data_dir, path, device)
-    except InceptionError as e:
-        if path:
-            raise
-        print(f"warning: training without Inception scores: {one_line(e)}", file=sys.stderr)
-        return None
-
-
-# ----------------------------------------------------------------------------------------------------------
-# Images from files
+# ---- images from files ----
 
 class Folder:
-    """A folder's images in order of their names: N x 3 x H x W bytes, read only when sliced, so that any
-    number fits into memory. Raises ImageError: no images, a file that is none, different sizes, 16 bits."""
+    """A folder's images by name, N x 3 x H x W bytes, read when sliced. All are tried at the start.
+
+    Raises ImageError: no images, two sizes, files that cannot be used (skip_broken leaves them out).
+    """
 
     dtype = np.dtype("uint8")
 
-    def __init__(self, folder):
-        self.files = sorted(f for f in Path(folder).iterdir() if f.is_file() and not f.name.startswith("."))
+    def __init__(self, folder, skip_broken=False):
+        found = sorted(f for f in Path(folder).iterdir() if f.is_file() and f.name[0] != ".")
+        self.files, modes, shapes, broken = [], set(), set(), []
+        for part in slices(len(found), 1):
+            try:
+                pixels, mode = read_image(found[part.start])
+                self.files.append(found[part.start])
+                modes.add(mode)
+                shapes.add(pixels.shape[:2])
+            except ImageError as e:
+                broken.append(e)
+            if len(shapes) > 1:
+                raise ImageError(f"{self.files[-1]}: not of the same size as {self.files[0].name}")
+        if broken and not skip_broken:
+            raise ImageError(f"{broken[0]}; {len(broken)} of {len(found)} files are like it:"
+                             " remove them, or leave them out with --skip-broken")
+        if broken:
+            say(f"note: {len(broken)} of {len(found)} files left out, the first: {broken[0]}")
         if not self.files:
             raise ImageError(f"{folder}: no images in this folder (folders inside it are not searched)")
-        heads = [self.read(f, lambda image: (*image.size, image.mode)) for f in self.files]
-        width, height = heads[0][:2]
-        for file, (w, h, mode) in zip(self.files, heads):
-            if (w, h) != (width, height):
-                raise ImageError(f"{file}: {w}x{h} pixels, but {self.files[0].name} has {width}x{height}: all"
-                                 " must have one size")
-            if mode[0] in "IF":
-                raise ImageError(f"{file}: more than 8 bits a pixel (mode {mode}); save it with 8")
-        other = [mode for *_, mode in heads if mode != "RGB"]
-        if other:
-            print(f"note: {len(other)} of {len(heads)} images in {folder} converted to RGB from"
-                  f" {', '.join(sorted(set(other)))} (grey repeated, transparency dropped)", file=sys.stderr)
-        self.shape = (len(heads), 3, height, width)
-
-    @staticmethod
-    def read(file, what):
-        try:
-            with Image.open(file) as image:
-                return what(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise ImageError(f"{file}: not an image, or a broken one ({one_line(e)})") from e
+        if modes != {"RGB"}:
+            say(f"note: {folder} has images of mode {', '.join(sorted(modes))}, read as RGB"
+                " (grey is repeated, transparency dropped)")
+        self.shape = (len(self.files), 3, *shapes.pop())
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, part):
-        pixels = [self.read(f, lambda image: np.asarray(image.convert("RGB"))) for f in self.files[part]]
-        return np.stack(pixels).transpose(0, 3, 1, 2)
+        return np.stack([read_image(file)[0] for file in self.files[part]]).transpose(0, 3, 1, 2)
 
 
-def open_images(path):
-    """N x 3 x H x W bytes from a folder of images, a .npy file or a .npz file (its array `images`, `samples`
-    or `arr_0`, else its first); N x H x W x 3 is turned round, and said. Raises ImageError."""
+def read_image(file):
+    """Return an image file's pixels, H x W x 3 bytes, and its mode. Raises ImageError."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=IMAGE_FORMATS) as image:
+            # 16-bit colour has mode RGB, too. The layout in the file shows it, or a PPM's maximum.
+            if image.mode[0] in "IF" or re.search(";16[BLN]|, 65535", str(image.tile)):
+                raise ValueError("more than 8 bits a channel")
+            return np.asarray(image.convert("RGB")), image.mode
+    except Exception as e:  # damaged bytes raise many kinds of errors
+        raise ImageError(f"{file}: not an image that can be used ({one_line(e)})") from e
+
+
+def open_set(path, skip_broken=False):
+    """Return N x 3 x H x W bytes from a folder of images or a .npy or .npz file, or (mu, sigma).
+
+    From a .npz file: FID statistics `mu` and `sigma`, else `images`, `samples` or `arr_0`, else its
+    first array. Channels may come last. Raises ImageError.
+    """
     path = Path(path)
     if path.is_dir():
-        return Folder(path)
-    if not path.exists():
-        raise ImageError(f"{path}: there is no such file or folder")
-    if path.suffix not in (".npy", ".npz"):
-        raise ImageError(f"{path}: need a folder of images, a .npy file or a .npz file")
+        return Folder(path, skip_broken)
+    if not path.is_file() or path.suffix not in (".npy", ".npz"):
+        raise ImageError(f"{path}: there is no such folder of images, .npy file or .npz file")
     try:
-        array = np.load(path, mmap_mode="r")                       # .npy: read from disk only as needed
-        if isinstance(array, np.lib.npyio.NpzFile):
+        array = np.load(path, mmap_mode="r")  # a .npy file is read from disk only as needed
+        if path.suffix == ".npz" and "mu" in array and "sigma" in array:
+            mu, sigma = array["mu"], array["sigma"]
+            if mu.shape != (2048,) or sigma.shape != (2048, 2048) or not np.isfinite(mu @ sigma).all():
+                raise ValueError("need mu of length 2048 and sigma 2048 x 2048, without NaN")
+            return mu, sigma
+        if path.suffix == ".npz":
             array = array[next(key for key in ("images", "samples", "arr_0", *array) if key in array)]
-        if not isinstance(array, np.ndarray):
-            raise ValueError("no array")
-    except Exception as e:                 # numpy, zipfile, zlib and tokenize have their own errors for damaged bytes
+        if array.ndim == 4 and array.shape[3] in (1, 3) and array.shape[1] not in (1, 3):
+            say(f"note: {path} is read as N x height x width x {array.shape[3]}")
+            array = array.transpose(0, 3, 1, 2)
+    except Exception as e:  # damaged bytes raise many kinds of errors
         raise ImageError(f"{path}: cannot be read as an array of numbers ({one_line(e)})") from e
-    if array.ndim == 4 and array.shape[3] == 3 and array.shape[1] != 3:
-        print(f"note: {path} is read as N x height x width x 3", file=sys.stderr)
-        array = array.transpose(0, 3, 1, 2)
-    check_images(array, path)
-    return array
+    return check_images(array, path)
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads pickled numpy arrays and nothing else: a pickle may otherwise run any program it likes."""
+# ---- messages on standard error ----
 
-    def find_class(self, module, name):
-        if f"{module}.{name}".replace("_core", "core") in (
-                "numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "_codecs.encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+def one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def cifar_train(data_dir="data"):
-    """CIFAR-10's training images in the archive's order, 50000 x 3 x 32 x 32 bytes, and whether the archive
-    is the published one to the byte; downloaded if `data_dir` has none. Raises InceptionError."""
-    path = fetch(CIFAR_URL, data_dir, CIFAR_SHA256)
+def say(text, end="\n"):
+    """Write to standard error. If that is closed, only the text is lost."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def slices(n, size, progress=True):
+    """Yield slices of n images, with a progress line: on a terminal redrawn, else one a minute."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    pause, end = (0.2, "\r") if terminal else (60, "\n")
+    start = last = time.monotonic()
+    for i in range(0, n, size):
+        done = min(i + size, n)
+        yield slice(i, done)
+        now = time.monotonic()
+        if progress and now - last > pause:
+            rate, last = done / (now - start), now
+            line = f"{done}/{n} images, {rate:.3g}/s, {(n - done) / rate / 60:.1f} minutes left"
+            say(f"{line:<70}", end)
+
+
+# ---- the command ----
+
+def score_command(args, images, name):
+    """Print the score of one set of images, and return its mean."""
+    check_splits(len(images), args.splits)
+    net = load(args.data_dir, args.inception, args.device)
+    mean, std = inception_score(images, net, args.splits, args.batch_size)
+    print(f"Inception score {mean:.4f} +/- {std:.4f} ({len(images)} images in {name}, {args.splits} splits)",
+          flush=True)
+    return mean
+
+
+def fid_command(args, sets):
+    """Print the FID of two sets of images or statistics, (mu, sigma)."""
+    if min(map(len, sets)) < 2:
+        raise ImageError("a single image is not enough: the FID needs at least two in each set")
+    net = load(args.data_dir, args.inception, args.device)
+    words, moments = [], []
+    for name, images in zip(args.images, sets):
+        if isinstance(images, tuple):
+            words.append(f"statistics in {name}")
+            moments += images
+        else:
+            words.append(f"{len(images)} images in {name}")
+            moments += mean_and_covariance(activations(images, net, args.batch_size)[0])
+    print(f"FID {frechet_distance(*moments):.4f} ({', '.join(words)})", flush=True)
+
+
+def check_command(args):
+    """Score CIFAR-10's training images. Return 0 if the published archive gives the known score, else 1."""
     try:
-        published = hashlib.sha256(path.read_bytes()).hexdigest() == CIFAR_SHA256
-        with tarfile.open(path) as archive:
-            members = [archive.extractfile(f"cifar-10-batches-py/data_batch_{i}") for i in range(1, 6)]
-            parts = [ArrayUnpickler(member, encoding="bytes").load()[b"data"] for member in members]
-        return np.concatenate(parts).reshape(-1, 3, 32, 32), published
-    except Exception as e:                  # tarfile, zlib and pickle each have their own errors for nonsense
-        raise InceptionError(f"{path}: cut short, or not CIFAR-10's Python archive ({one_line(e)})") from e
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The command
-
-def positive(text):
-    """An argparse type: a whole number of at least 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"need a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def run(args, device):
-    """Does what the flags ask; returns the exit code."""
-    published, names = True, args.images
-    if args.check:
-        images, published = cifar_train(args.data_dir)
-        sets, names = [images], ["CIFAR-10's training set"]
-    else:
-        sets = [open_images(name) for name in names]                # bad images show before the long download
-    if len(sets) == 1:
-        check_splits(len(sets[0]), args.splits)
-    for name, images in zip(names, sets):
-        if len(sets) == 2 and len(images) < 2:
-            raise ImageError(f"{name}: a single image; the distance needs at least two in each set")
-    net = load(args.data_dir, args.inception, device)
-    if len(sets) == 2:
-        moments = [statistics(activations(images, net, args.batch_size)[0]) for images in sets]
-        print(f"FID {frechet_distance(*moments[0], *moments[1]):.4f}"
-              f" ({len(sets[0])} images in {names[0]}, {len(sets[1])} in {names[1]})")
-        if min(map(len, sets)) < 2048:
-            print("note: fewer than 2,048 images give much too large a distance; published ones use 50,000")
-        return 0
-    mean, std = inception_score(sets[0], net, args.splits, args.batch_size)
-    print(f"Inception score {mean:.4f} +/- {std:.4f}"
-          f" ({len(sets[0])} images in {names[0]}, {args.splits} splits)")
-    if not args.check:
-        return 0
-    difference = mean - CIFAR_SCORE
-    trusted = abs(difference) <= TOLERANCE
-    print(f"known score {CIFAR_SCORE}, difference {difference:+.4f}")
+        from data import cifar10
+    except ImportError:
+        raise InceptionError("--check reads CIFAR-10 with data.py: put that file beside inception.py") from None
+    images, _ = cifar10(args.data_dir)
+    archive = Path(args.data_dir) / "cifar-10-python.tar.gz"
+    published = archive.is_file() and sha256(archive) == CIFAR_SHA256
+    difference = score_command(args, images, "CIFAR-10's training set") - CIFAR_SCORE
+    verdict = "this installation cannot be trusted"
+    if abs(difference) <= TOLERANCE:
+        verdict = "this installation can be trusted"
     if not published:
-        print("the comparison does not hold: this archive is not the published one (its sha256 differs), and"
-              " other bytes, JPEG copies for instance, score differently")
-    elif trusted:
-        print(f"this installation can be trusted: the difference is at most {TOLERANCE}")
-    else:
-        print(f"this installation cannot be trusted: the difference is more than {TOLERANCE}")
-    return 0 if published and trusted else 1
+        verdict = "no valid comparison: this is not the published archive, and other bytes score differently"
+    print(f"known score {CIFAR_SCORE}, difference {difference:+.4f}, tolerance {TOLERANCE}: {verdict}", flush=True)
+    return int(not verdict.endswith("can be trusted"))
 
 
 def main(argv=None):
-    """The command. Exit code 0; 1 for bad data, and for a check that does not show 11.24; 2 for bad flags; 130."""
+    """Run the command. Exit code 0; 1 for bad data or a failed check; 2 for bad flags; 130 for Ctrl-C."""
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     parser = argparse.ArgumentParser(description="Inception score of a set of images, or FID of two sets.")
-    parser.add_argument("images", nargs="*", metavar="FOLDER|FILE.npy|FILE.npz", help="one: score; two: FID")
-    parser.add_argument("--check", action="store_true",
-                        help="score CIFAR-10's training images; exit code 0 only if that gives 11.24")
-    parser.add_argument("--data-dir", default="data", help="folder of weights and CIFAR-10 (default data)")
-    parser.add_argument("--inception", metavar="FILE", help=f"the weights (default: {WEIGHTS_FILE} in --data-dir)")
-    parser.add_argument("--splits", type=positive, default=10, help="parts of the score (default 10)")
-    parser.add_argument("--batch-size", type=positive, default=50, help="images at a time (default 50)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    flag = parser.add_argument
+    flag("images", nargs="*", metavar="FOLDER|FILE.npy|FILE.npz", help="one: score; two: FID")
+    flag("--check", action="store_true", help="score CIFAR-10's training images, which must give 11.24")
+    flag("--data-dir", default="data", help="folder of weights and CIFAR-10 (default data)")
+    flag("--inception", metavar="FILE", help=f"the weights (default: {WEIGHTS_FILE} in --data-dir)")
+    flag("--splits", type=int, default=10, help="parts of the score (default 10)")
+    flag("--batch-size", type=int, default=50, help="images at a time (default 50)")
+    flag("--skip-broken", action="store_true", help="leave out files that are not images, or damaged")
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    flag("--device", default=str(gpu or "cpu"), help="cpu, cuda, mps ... (default: a GPU if there is one)")
     args = parser.parse_args(argv)
     if len(args.images) not in ((0,) if args.check else (1, 2)):
         parser.error("give one set of images to score, two for the FID, or --check alone")
     if args.check and args.splits != 10:
         parser.error(f"--check is for 10 splits, of which {CIFAR_SCORE} is the mean")
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = next(d for d in have if have[d]) if args.device == "auto" else args.device
-    if not have[device]:
-        parser.error(f"--device {device}: torch finds no such device here")
+    if args.splits < 1 or args.batch_size < 1:
+        parser.error("--splits and --batch-size must be at least 1")
     try:
-        return run(args, device)
-    except (OSError, ImageError) as e:
-        print(f"inception.py: {one_line(e)}", file=sys.stderr)
-    except (RuntimeError, MemoryError) as e:
-        known = isinstance(e, (MemoryError, torch.OutOfMemoryError))    # but for the CPU's, which is a RuntimeError
-        if not known and "tried to allocate" not in str(e):
-            raise
-        print(f"inception.py: not enough memory on {device}: use a smaller --batch-size", file=sys.stderr)
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as e:  # AssertionError: torch without CUDA
+        parser.error(f"--device {args.device}: {one_line(e)}")
+    try:
+        if args.check:
+            return check_command(args)
+        sets = [open_set(path, args.skip_broken) for path in args.images]  # mistakes show before the download
+        if len(sets) == 2:
+            fid_command(args, sets)
+        elif isinstance(sets[0], tuple):
+            raise ImageError("FID statistics have no score: give a set of images beside them for the FID")
+        else:
+            score_command(args, sets[0], args.images[0])
+        return 0
     except KeyboardInterrupt:
-        print("\ninception.py: interrupted", file=sys.stderr)
+        say("inception.py: interrupted")
         return 130
+    except (OSError, ValueError, MemoryError, RuntimeError) as e:  # RuntimeError: torch, no memory
+        say(f"inception.py: {one_line(e)}")
     return 1
 
 

@@ -1,14 +1,18 @@
 """Tests of inception.py, with random weights: the published ones are too large to download in a test."""
 import functools
 import hashlib
-import http.server
 import io
 import math
+import os
 import pickle
+import random
+import struct
+import subprocess
 import sys
-import tarfile
-import threading
+import types
 import zipfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +23,9 @@ from PIL import Image
 import inception
 from inception import ImageError, InceptionError
 
-# ----------------------------------------------------------------------------------------------------------
-# A second description of the network, independent of inception.py: every block as its branches, every branch
+# ---- a second description of the network, independent of inception.py ----
+
+# Every block as its branches, every branch
 # as its convolutions "name out kernel [s2] [v]" (s2: stride 2; v: no padding), "avg", "max", or "half" (3x3
 # maximum, stride 2). A convolution in brackets reads the same input as its left neighbour.
 
@@ -94,7 +99,7 @@ def features_float64(x, weights):
              ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")}
         x = F.conv2d(x, w["conv.weight"], None, stride, (0, 0) if valid else (kernel[0] // 2, kernel[1] // 2))
         x = x - w["bn.running_mean"][:, None, None]
-        x = x / (w["bn.running_var"] + .001).sqrt()[:, None, None]
+        x = x / (w["bn.running_var"] + 0.001).sqrt()[:, None, None]
         return (x * w["bn.weight"][:, None, None] + w["bn.bias"][:, None, None]).clamp(min=0)
 
     def pool(x, name):
@@ -121,11 +126,11 @@ def weights():
         if name.endswith("conv.weight"):
             tensors[name] = torch.randn(shape, generator=g) * math.sqrt(2 / math.prod(shape[1:]))
         elif name.endswith(("running_var", "bn.weight")):
-            tensors[name] = .5 + torch.rand(shape, generator=g)
+            tensors[name] = 0.5 + torch.rand(shape, generator=g)
         elif name.endswith("num_batches_tracked"):
             tensors[name] = torch.tensor(0)
         else:
-            tensors[name] = torch.randn(shape, generator=g) * (.01 if "fc.weight" in name else .3)
+            tensors[name] = torch.randn(shape, generator=g) * (0.01 if "fc.weight" in name else 0.3)
     return tensors
 
 
@@ -166,10 +171,9 @@ def random_images(n, height=8, width=8, seed=0):
     return (torch.rand(n, 3, height, width, generator=g) * 256 * tint).to(torch.uint8)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The network
+# ---- the network ----
 
-def test_names_shapes_and_count():
+def test_names_shapes_and_count(net):
     shapes = {name: tuple(t.shape) for name, t in inception.Inception().state_dict().items()}
     assert shapes == published_shapes()
     trained = [s for name, s in shapes.items() if "running" not in name and "tracked" not in name]
@@ -181,9 +185,6 @@ def test_names_shapes_and_count():
     assert shapes["Mixed_6c.branch7x7dbl_4.conv.weight"] == (160, 160, 7, 1)
     assert shapes["Mixed_7c.branch3x3dbl_1.conv.weight"] == (448, 2048, 1, 1)
     assert shapes["Mixed_7a.branch7x7x3_4.bn.running_mean"] == (192,)
-
-
-def test_layer_shapes(net):
     seen = {}
     hooks = [m.register_forward_hook(lambda m, i, o, name=name: seen.update({name: tuple(o.shape[1:])}))
              for name, m in net.named_children() if name != "fc"]
@@ -205,67 +206,64 @@ def test_mean_pool_leaves_out_the_padding():
     assert torch.equal(inception.mean_pool(torch.ones(1, 2, 5, 5)), torch.ones(1, 2, 5, 5))
 
 
-@pytest.mark.parametrize("kind", ["mean", "max"])
-def test_pool_of_the_last_blocks(kind):
-    block = inception.Mixed8(2, kind).eval()
+@pytest.mark.parametrize("name", ["Mixed_7b", "Mixed_7c"])
+def test_the_maximum_is_in_the_last_block_only(name):
+    block = getattr(inception.Inception(), name)
     seen = []
     block.branch_pool.register_forward_hook(lambda m, i, o: seen.append(i[0]))
-    x = torch.randn(1, 2, 4, 4) - 5                           # negative: zero padding in a maximum would show
+    c = block.branch_pool.conv.in_channels
+    x = torch.randn(1, c, 4, 4) - 5  # negative: zero padding in a maximum would show
     with torch.no_grad():
         assert block(x).shape == (1, 2048, 4, 4)
     corner = x[:, :, :2, :2].flatten(2)
-    expected = corner.mean(2) if kind == "mean" else corner.amax(2)
+    expected = {"Mixed_7b": corner.mean(2), "Mixed_7c": corner.amax(2)}[name]
     torch.testing.assert_close(seen[0][:, :, 0, 0], expected)
-
-
-def test_the_maximum_is_in_the_last_block_only(net):
-    assert (net.Mixed_7b.pool, net.Mixed_7c.pool) == ("mean", "max")
 
 
 def test_features_against_float64(net, weights):
     x = torch.rand(1, 3, 299, 299, generator=torch.Generator().manual_seed(1)) * 2 - 1
     features = net(x)
     expected = features_float64(x.double(), weights)
-    assert features.shape == (1, 2048) and expected.std() > .1 and (expected > 0).float().mean() > .5
+    assert features.shape == (1, 2048) and expected.std() > 0.1 and (expected > 0).float().mean() > 0.5
     torch.testing.assert_close(features.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The resize
+# ---- the resize ----
 
 def test_resize_by_hand():
     x = torch.tensor([[0., 8.], [16., 40.]]).view(1, 1, 2, 2)           # s = 0, 1/2, 1, 3/2: the last repeats
     assert inception.tf1_resize(x, 4)[0, 0].tolist() == [
         [0, 4, 8, 8], [8, 16, 24, 24], [16, 28, 40, 40], [16, 28, 40, 40]]
     assert inception.tf1_resize(x, 3)[0, 0, 0].tolist() == pytest.approx([0, 16 / 3, 8])   # s = 0, 2/3, 4/3
-
-
-def test_resize_same_size_and_down():
     x = random_images(1, 299, 598)
     y = inception.tf1_resize(x)
     assert y.dtype == torch.float32 and torch.equal(y, x[:, :, :, ::2].float())  # halved: every second pixel
 
 
-@pytest.mark.parametrize("height, width", [(32, 32), (28, 48), (300, 7), (1, 1)])
-def test_resize_against_loops(height, width):
-    x = random_images(1, height, width)[0, 0].double().numpy()
-    got = inception.tf1_resize(torch.from_numpy(x)[None, None])[0, 0].numpy()
-    expected = np.empty((299, 299))
+def resize_by_loops(x):
+    """Bilinear, source = output index * in/out, the last row and column repeated: C x H x W, float64."""
+    (height, width), big = x.shape[1:], np.empty((len(x), 299, 299))
     for i in range(299):
         for j in range(299):
             top, left = i * height // 299, j * width // 299
             bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
             v, h = i * height / 299 - top, j * width / 299 - left
-            expected[i, j] = ((1 - v) * (1 - h) * x[top, left] + (1 - v) * h * x[top, right]
-                              + v * (1 - h) * x[bottom, left] + v * h * x[bottom, right])
-    np.testing.assert_allclose(got, expected, atol=2e-2)      # s in float32, as in TensorFlow: up to 3e-5 off
+            upper = (1 - h) * x[:, top, left] + h * x[:, top, right]
+            big[:, i, j] = (1 - v) * upper + v * ((1 - h) * x[:, bottom, left] + h * x[:, bottom, right])
+    return big
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (28, 48), (300, 7), (1, 1)])
+def test_resize_against_loops(height, width):
+    x = random_images(1, height, width)[0].double().numpy()
+    got = inception.tf1_resize(torch.from_numpy(x)[None])[0].numpy()
+    np.testing.assert_allclose(got, resize_by_loops(x), atol=2e-2)  # s in float32, as in TensorFlow: up to 3e-5 off
     if height == width == 32:
-        assert (got[290:] == got[290]).all() and (got[289] != got[290]).any()   # 31 * 299/32 = 289.7
-        assert (got[290:, 290:] == x[31, 31]).all() and got[0, 0] == x[0, 0]
+        assert (got[:, 290:] == got[:, 290:291]).all() and (got[:, 289] != got[:, 290]).any()  # 31 * 299/32 = 289.7
+        assert (got[:, 290:, 290:] == x[:, 31:, 31:]).all() and (got[:, 0, 0] == x[:, 0, 0]).all()
 
 
-def test_resize_rounds_as_tensorflow_does():
-    """Bit for bit: positions in float32; first along a row, then between rows."""
+def test_resize_rounds_as_tensorflow_does():  # positions in float32, first along a row, then between rows
     x = random_images(1, 32, 32)[0, 0].numpy().astype(np.float32)
     s = np.arange(299, dtype=np.float32) * np.float32(32 / 299)
     low = np.floor(s).astype(int)
@@ -275,8 +273,7 @@ def test_resize_rounds_as_tensorflow_does():
     assert np.array_equal(inception.tf1_resize(torch.from_numpy(x)[None, None])[0, 0].numpy(), expected)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The score
+# ---- the score ----
 
 def random_probabilities(n, classes, seed=0):
     return torch.softmax(2 * torch.randn(n, classes, generator=torch.Generator().manual_seed(seed)), 1)
@@ -294,13 +291,10 @@ def score_by_loops(p, splits):
     return mean, math.sqrt(sum((s - mean) ** 2 for s in scores) / splits)
 
 
-def test_score_of_uniform_predictions_is_1():
-    mean, std = inception.score_from_probabilities(torch.full((40, 7), 1 / 7))
-    assert mean == pytest.approx(1, abs=1e-6) and std == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize("classes", [2, 10, 1008])
-def test_score_of_certain_balanced_predictions_is_the_number_of_classes(classes):
+def test_scores_of_uniform_and_of_certain_balanced_predictions(classes):
+    p = torch.full((40, classes), 1 / classes)
+    assert inception.score_from_probabilities(p) == (pytest.approx(1, abs=1e-6), pytest.approx(0, abs=1e-6))
     p = torch.eye(classes).repeat(3, 1)
     assert inception.score_from_probabilities(p, 3) == (pytest.approx(classes), pytest.approx(0, abs=1e-9))
 
@@ -315,13 +309,10 @@ def test_score_by_brute_force(n, splits):
         assert inception.score_from_probabilities(q, splits) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_splits_are_consecutive_and_uneven_as_in_the_original():
+def test_splits_are_consecutive_and_uneven_as_in_the_original_and_the_arithmetic_is_float64():
     # 5 images in 2 splits: 0, 1 and 2, 3, 4. One class in the first, three in the second: scores 1 and 3.
     p = torch.eye(4)[[0, 0, 1, 2, 3]]
     assert inception.score_from_probabilities(p, 2) == (pytest.approx(2), pytest.approx(1))
-
-
-def test_score_arithmetic_is_float64():
     p = random_probabilities(30_000, 5).double()
     tilted = p * (1 + 1e-9 * torch.arange(5.).double())                   # too little for float32 to see
     a, b = (inception.score_from_probabilities(q / q.sum(1, keepdim=True), 3)[0] for q in (p, tilted))
@@ -333,38 +324,23 @@ def test_score_refuses_what_is_no_probability():
     for bad in (p.log(), p * 2, torch.full_like(p, math.nan), p[0], (p * 10).long()):
         with pytest.raises(ValueError):
             inception.score_from_probabilities(bad)
-
-
-@pytest.mark.parametrize("n, splits", [(9, 10), (0, 1), (5, 0)])
-def test_fewer_images_than_splits(n, splits):
-    with pytest.raises(ImageError, match=f"{n} images cannot be cut into {splits} splits"):
-        inception.score_from_probabilities(random_probabilities(n, 5), splits)
-    if n:
-        with pytest.raises(ImageError, match="splits"):
-            inception.inception_score(random_images(n), Tiny(), splits)
+    for n, splits in ((9, 10), (0, 1), (5, 0)):
+        with pytest.raises(ImageError, match=f"{n} images cannot be cut into {splits} splits"):
+            inception.score_from_probabilities(random_probabilities(n, 5), splits)
 
 
 def test_whole_score_against_float64(net, weights):
-    """Bytes to score, once by the module and once by loops in float64: resize, scale, softmax without bias,
-    splits. The network has its own float64 test above; here it only turns prepared pixels into features."""
+    """Bytes to score by loops in float64. Here the network only turns prepared pixels into features."""
     images = random_images(5)                       # a random network tells only very different images apart
     images[0], images[1], images[2, 1:], images[3, :, ::2] = 0, 255, 0, 255
     mean, std = inception.inception_score(images, net, splits=2, batch_size=2, progress=False)
-    x, big = images.double().numpy(), np.empty((5, 3, 299, 299))
-    for i in range(299):
-        for j in range(299):
-            top, left = i * 8 // 299, j * 8 // 299
-            bottom, right = min(top + 1, 7), min(left + 1, 7)
-            v, h = i * 8 / 299 - top, j * 8 / 299 - left
-            upper = x[:, :, top, left] + h * (x[:, :, top, right] - x[:, :, top, left])
-            lower = x[:, :, bottom, left] + h * (x[:, :, bottom, right] - x[:, :, bottom, left])
-            big[:, :, i, j] = (upper + v * (lower - upper) - 128) / 128
+    big = np.stack([(resize_by_loops(x) - 128) / 128 for x in images.double().numpy()])
     p = []
     for image in torch.from_numpy(big).float():
         exps = np.exp(weights["fc.weight"].double().numpy() @ net(image[None])[0].double().numpy())
         p.append(exps / exps.sum())
     assert (mean, std) == pytest.approx(score_by_loops(p, 2), rel=1e-4)
-    assert mean > 1.05 and std > .01                                # not a trivial case
+    assert mean > 1.05 and std > 0.01                                # not a trivial case
 
 
 def test_probabilities_leave_out_the_bias(net, weights):
@@ -385,6 +361,8 @@ def test_activations_do_not_depend_on_batches_or_kind_of_array(net):
     torch.testing.assert_close(again, features, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(q, p, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(p, net.probabilities(features))
+    inception.activations(random_images(203), tiny := Tiny(), batch_size=10, progress=False)
+    assert tiny.largest == 10
 
 
 def test_training_mode_and_mixed_precision_around_do_not_matter(net):
@@ -397,53 +375,109 @@ def test_training_mode_and_mixed_precision_around_do_not_matter(net):
     assert int(net.Conv2d_1a_3x3.bn.num_batches_tracked) == 0
 
 
-def test_memory_is_bounded_by_the_batch():
-    """However many images: never more than a batch is enlarged, and what is kept is 12 kB an image."""
-    tiny = Tiny()
-    images = np.zeros((1, 3, 4, 4), np.uint8).repeat(203, 0)
-    features, p = inception.activations(images, tiny, batch_size=10, progress=False)
-    assert tiny.largest == 10
-    assert (features.nbytes + p.nbytes) / len(images) == 4 * (2048 + 1008)
+# Callers' ways of allowing TF32 and bfloat16 inside products: old switches, new settings, and mixtures.
+SWITCHES = [
+    "pass", "b.cudnn.allow_tf32 = b.cuda.matmul.allow_tf32 = True", "b.cudnn.allow_tf32 = False",
+    "torch.set_float32_matmul_precision('high')", "torch.set_float32_matmul_precision('medium')",
+    "b.fp32_precision = 'tf32'", "b.fp32_precision = 'bf16'", "b.cudnn.fp32_precision = 'tf32'",
+    "b.cudnn.conv.fp32_precision = 'ieee'", "b.cudnn.conv.fp32_precision = b.cuda.matmul.fp32_precision = 'tf32'",
+    "b.cudnn.conv.fp32_precision = 'none'; b.fp32_precision = 'tf32'",
+    "torch.set_float32_matmul_precision('high'); b.cuda.matmul.fp32_precision = 'ieee'"]
+PRODUCTS = [(backend, kind) for backend in ("cuda", "mkldnn") for kind in ("conv", "matmul")]
+
+
+def precisions():
+    """Every setting's own value. An unset one reads as the more general one, so those are off meanwhile."""
+    keys, values = [("generic", "all"), ("cuda", "all"), ("cuda", "rnn"), *PRODUCTS], []
+    for key in keys:
+        values.append(torch._C._get_fp32_precision_getter(*key))
+        torch._C._set_fp32_precision_setter(*key, "none")
+    for key, value in zip(keys, values):
+        torch._C._set_fp32_precision_setter(*key, value)
+    return values
+
+
+@pytest.fixture
+def restore_precisions():
+    yield
+    b = torch.backends
+    b.fp32_precision = b.cudnn.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    b.cudnn.allow_tf32 = True
+
+
+@pytest.mark.filterwarnings("ignore:Please use the new API")
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_no_tf32_whatever_the_caller_has_set(switch, restore_precisions):
+    exec(switch, {"torch": torch, "b": torch.backends})
+    before, inside = precisions(), []
+
+    class Look(Tiny):
+        def forward(self, x):
+            inside.extend(torch._C._get_fp32_precision_getter(*key) for key in PRODUCTS)
+            return super().forward(x)
+    inception.activations(random_images(2), Look(), progress=False)
+    assert len(inside) == 4 and set(inside) <= {"none", "ieee"}
+    with pytest.raises(ZeroDivisionError), inception.plain_float32():
+        1 / 0
+    assert precisions() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Please use the new API")
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_plain_float32_on_a_gpu(switch, file, weights, restore_precisions):
+    """TF32 would be off by 1e-3."""
+    exec(switch, {"torch": torch, "b": torch.backends})
+    images = random_images(2, 32, 32)
+    features, p = inception.activations(images, inception.load(path=file, device="cuda"), progress=False)
+    expected = features_float64((inception.tf1_resize(images).double() - 128) / 128, weights)
+    assert (features - expected).norm() / expected.norm() < 2e-5
+    q = torch.softmax(features.double() @ weights["fc.weight"].double().T, 1)
+    assert ((p - q).abs() / q).max() < 5e-5
 
 
 def test_progress_line(capsys, monkeypatch):
-    clock = iter(range(0, 10_000, 30))                                           # half a minute a batch
+    clock = iter(range(0, 10_000, 30))  # half a minute a batch
     monkeypatch.setattr(inception.time, "monotonic", lambda: next(clock))
-    assert list(inception.batches(5, 3, True)) == [slice(0, 3), slice(3, 5)]
-    assert capsys.readouterr().err == ""                     # a minute has not passed since a line
-    assert len(list(inception.batches(40, 2, True))) == 20
+    assert list(inception.slices(5, 3, True)) == [slice(0, 3), slice(3, 5)]
+    assert capsys.readouterr().err == ""  # a minute has not passed since a line
+    assert len(list(inception.slices(40, 2, True))) == 20
     lines = capsys.readouterr().err.splitlines()
     assert 5 < len(lines) < 10 and all("images" in line and "minutes left" in line for line in lines)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    list(inception.batches(40, 2, True))
+    list(inception.slices(40, 2, False))
+    list(inception.slices(40, 2, True))
     err = capsys.readouterr().err
-    assert "\n" not in err and err.count("\r") >= 20
-    list(inception.batches(40, 2, False))
-    assert capsys.readouterr().err == ""
+    assert "\n" not in err and err.count("\r") == 20
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The distance
+@pytest.mark.parametrize("n, classes, splits", [(1000, 10, 10), (990, 9, 10), (5000, 100, 10), (200, 2, 2)])
+def test_images_sorted_by_class_are_noticed(n, classes, splits, monkeypatch, capsys):
+    p = 0.9 * torch.eye(classes).repeat_interleave(n // classes, 0) + 0.1 / classes
+    in_random_order = [random_probabilities(20 + n // 10 * seed, 12, seed) for seed in range(20)]
+    for order in (p, p[torch.randperm(n)], *in_random_order):
+        monkeypatch.setattr(inception, "activations", lambda *args: (None, order))
+        state, images = torch.get_rng_state(), random_images(len(order), 1, 1)
+        assert inception.inception_score(images, None, splits) == inception.score_from_probabilities(order, splits)
+        assert ("seem sorted by class" in capsys.readouterr().err) == (order is p)
+        assert torch.equal(torch.get_rng_state(), state)
 
-def random_covariance(d, seed, rank=None):
-    a = np.random.default_rng(seed).normal(size=(d, rank or d))
-    return a @ a.T / d
 
+# ---- the distance ----
 
-def test_equal_sets_have_distance_0():
+def test_distance_of_equal_sets_and_in_closed_form():
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     assert inception.fid(x, x) == pytest.approx(0, abs=1e-9)
-    few = torch.randn(5, 20, generator=torch.Generator().manual_seed(0))          # singular covariance
-    assert inception.fid(few, few) == pytest.approx(0, abs=1e-5)
-
-
-def test_distance_in_closed_form():
+    few = torch.randn(5, 200, generator=torch.Generator().manual_seed(0)).double()  # singular covariance
+    assert inception.fid(few, few) == pytest.approx(0, abs=1e-9)
+    assert inception.fid(few, few + 1e-3) == pytest.approx(200e-6, rel=1e-5)
     zero, one = np.zeros(3), np.eye(3)
     assert inception.frechet_distance(zero, one, np.array([1., 2., 2.]), one) == pytest.approx(9)     # means
     s1, s2 = np.diag([1., 4., 9.]), np.diag([4., 4., 1.])                 # commuting: sum (sqrt a - sqrt b)^2
     assert inception.frechet_distance(zero, s1, zero, s2) == pytest.approx(1 + 0 + 4)
     # not commuting, 2 x 2: trace sqrt(A) = sqrt(trace A + 2 sqrt(det A)) with A = S1 S2
-    s1, s2 = np.array([[2., 1.], [1., 3.]]), np.array([[1., -.5], [-.5, 4.]])
+    s1, s2 = np.array([[2., 1.], [1., 3.]]), np.array([[1., -0.5], [-0.5, 4.]])
     a = s1 @ s2
     root = math.sqrt(np.trace(a) + 2 * math.sqrt(np.linalg.det(a)))
     got = inception.frechet_distance(torch.zeros(2), s1, np.zeros(2), torch.from_numpy(s2))
@@ -454,16 +488,17 @@ def test_distance_in_closed_form():
 
 @pytest.mark.parametrize("rank", [None, 3])
 def test_distance_against_general_eigenvalues(rank):
-    s1, s2 = random_covariance(6, 1, rank), random_covariance(6, 2)
+    a, b = (np.random.default_rng(d).normal(size=(6, d)) for d in (rank or 7, 8))
+    s1, s2 = a @ a.T, b @ b.T
     root = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real.sum()         # the product as it stands
     got = inception.frechet_distance(np.zeros(6), s1, np.zeros(6), s2)
     assert got == pytest.approx(np.trace(s1) + np.trace(s2) - 2 * root, rel=1e-6)
     assert got == pytest.approx(inception.frechet_distance(np.zeros(6), s2, np.zeros(6), s1), rel=1e-6)
 
 
-def test_statistics_are_those_of_numpy():
+def test_mean_and_covariance_are_those_of_numpy():
     x = np.random.default_rng(0).normal(3, 2, (2500, 4)).astype(np.float32)      # more than one part of 1,000
-    mu, cov = inception.statistics(torch.from_numpy(x))
+    mu, cov = inception.mean_and_covariance(torch.from_numpy(x))
     np.testing.assert_allclose(mu, x.astype(float).mean(0), rtol=1e-12)
     np.testing.assert_allclose(cov, np.cov(x.astype(float), rowvar=False), rtol=1e-10)
     y = x @ np.diag([1., 2., 3., 4.]).astype(np.float32) + 1
@@ -472,9 +507,6 @@ def test_statistics_are_those_of_numpy():
     scale = np.array([1, 2, 3, 4])
     closed = (((scale - 1) * x.mean(0) + 1) ** 2).sum() + (variance * (scale - 1) ** 2).sum()
     assert d == pytest.approx(closed, rel=1e-2)                                  # covariances nearly diagonal
-
-
-def test_distance_refuses():
     with pytest.raises(ValueError, match="d x d"):
         inception.frechet_distance(np.zeros(3), np.eye(3), np.zeros(2), np.eye(2))
     with pytest.raises(ValueError, match="NaN"):
@@ -483,22 +515,17 @@ def test_distance_refuses():
         inception.fid(torch.zeros(1, 4), torch.zeros(5, 4))
 
 
-# ----------------------------------------------------------------------------------------------------------
-# Images that cannot be scored
+# ---- images that cannot be scored ----
 
 @pytest.mark.parametrize("images, words", [
-    (torch.linspace(0, 1, 480).view(10, 3, 4, 4), "float32 from 0 to .*255 \\* x"),
-    (np.random.rand(10, 3, 4, 4) * 2 - 1, "float64 from -.*127.5"),
-    (np.full((10, 3, 4, 4), 300.), "float64 from 300 to 300"),
-    (torch.full((10, 3, 4, 4), math.nan), "NaN or infinity"),
-    (np.array([0., np.inf] * 240).reshape(10, 3, 4, 4), "NaN or infinity"),
+    (torch.linspace(0, 1, 480).view(10, 3, 4, 4), "need uint8, 0 to 255, not float32.*255 \\* x"),
+    (np.full((10, 3, 4, 4), np.nan), "not float64"),
     (torch.zeros(10, 3, 4, 4, dtype=torch.bfloat16), "bfloat16"),
     (torch.zeros(10, 3, 4, 4, dtype=torch.int64), "int64"),
     (np.zeros((10, 4, 4, 3), np.uint8), "N x 3 x height x width, not 10 x 4 x 4 x 3"),
     (torch.zeros(3, 4, 4, dtype=torch.uint8), "not 3 x 4 x 4"),
-    (torch.zeros(10, 1, 4, 4, dtype=torch.uint8), "not 10 x 1 x 4 x 4"),
-    (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), "not 0 x 3 x 4 x 4"),
-    ([[1, 2]], "not list")])
+    (torch.zeros(10, 2, 4, 4, dtype=torch.uint8), "not 10 x 2 x 4 x 4"),
+    (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), "not 0 x 3 x 4 x 4")])
 def test_bad_images(images, words):
     for call in (inception.inception_score, inception.activations):
         with pytest.raises(ImageError, match=words) as e:
@@ -508,48 +535,36 @@ def test_bad_images(images, words):
         inception.activations(random_images(3), Tiny(), batch_size=0)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# The file of weights
+def test_one_channel_is_grey(tmp_path, capsys):
+    """One grey channel scores as the same images with three, from a tensor, an array, a file and a folder."""
+    grey = random_images(12)[:, :1]
+    expected = inception.inception_score(grey.repeat(1, 3, 1, 1), Tiny(), 3, progress=False)
+    np.save(tmp_path / "a.npy", grey.numpy())
+    np.save(tmp_path / "b.npy", grey.numpy().transpose(0, 2, 3, 1))
+    (tmp_path / "c").mkdir()
+    for i, image in enumerate(grey):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "c" / f"{i:02}.png")
+    for images in (grey, grey.numpy(), tmp_path / "a.npy", tmp_path / "b.npy", tmp_path / "c"):
+        if isinstance(images, Path):
+            images = inception.open_set(images)
+        assert inception.inception_score(images, Tiny(), 3, progress=False) == expected
+        assert "grey" in capsys.readouterr().err
 
-def test_load_gives_a_network_for_evaluation(net, weights):
+
+# ---- the file of weights ----
+
+def test_load_without_counters_and_in_the_old_format(weights, tmp_path, monkeypatch, capsys):
+    """The published file is of the format before zip, which has no checksums: it is compared with its own."""
+    old, path = {name: t for name, t in weights.items() if "num_batches_tracked" not in name}, tmp_path / "old.pth"
+    torch.save(old, path, _use_new_zipfile_serialization=False)
+    net = inception.load(path=path)
     assert not net.training and not any(p.requires_grad for p in net.parameters())
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, weights[name]), name
-
-
-def test_load_with_and_without_counters_and_in_the_old_format(weights, tmp_path):
-    old = {name: t for name, t in weights.items() if "num_batches_tracked" not in name}
-    torch.save(old, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    net = inception.load(path=tmp_path / "old.pth")
-    assert torch.equal(net.fc.bias, weights["fc.bias"])
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
     assert int(net.Mixed_7c.branch1x1.bn.num_batches_tracked) == 0
-
-
-def test_load_refuses_wrong_files(file, weights, tmp_path):
-    raw = file.read_bytes()
-    path = tmp_path / "w.pth"
-
-    def refused(words):
-        with pytest.raises(InceptionError, match=words) as e:
-            inception.load(path=path)
-        assert "\n" not in str(e.value) and str(path) in str(e.value) and isinstance(e.value, OSError)
-
-    refused("no such file")
-    for content in (b"", b"<html>lost</html>\n", raw[:len(raw) // 2], raw[:100], pickle.dumps([1, 2], 2)):
-        path.write_bytes(content)
-        refused("cut short, or no dictionary")
-    for content in (torch.zeros(3), [torch.zeros(3)], 5):
-        torch.save(content, path)
-        refused("cut short, or no dictionary|564 tensors|not the weights")
-    torch.save({"state_dict": {}}, path)
-    refused("not the weights of this network")
-    google = {**weights, "fc.weight": torch.zeros(1000, 2048), "AuxLogits.fc.bias": torch.zeros(1000)}
-    torch.save(google, path)
-    refused("2 tensors .*fc.weight.*pt_inception")
-    torch.save({name: t for name, t in weights.items() if name != "Mixed_6a.branch3x3.bn.running_var"}, path)
-    refused("1 tensors .*Mixed_6a.branch3x3.bn.running_var")
-    torch.save({**weights, "fc.bias": torch.full((1008,), torch.nan)}, path)
-    refused("cut short, or no dictionary")
+    assert "not the published file" in capsys.readouterr().err
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256", inception.sha256(path)[:8])
+    inception.load(path=path)
+    assert capsys.readouterr().err == ""
 
 
 class Evil:
@@ -557,80 +572,89 @@ class Evil:
         return print, ("this pickle ran a program",)
 
 
-def test_no_pickle_runs_a_program(tmp_path, capsys):
-    torch.save({"a": Evil()}, tmp_path / "w.pth")
-    with pytest.raises(InceptionError):
-        inception.load(path=tmp_path / "w.pth")
-    with pytest.raises(pickle.UnpicklingError):
-        inception.ArrayUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()
+def test_load_refuses_wrong_files(file, weights, tmp_path, capsys):
+    raw = file.read_bytes()
+    path = tmp_path / "w.pth"
+
+    def refused(words="damaged, or not the weights of this network"):
+        with pytest.raises(InceptionError, match=words) as e:
+            inception.load(path=path)
+        assert "\n" not in str(e.value) and str(path) in str(e.value) and isinstance(e.value, OSError)
+
+    refused("no such file")
+    os.mkfifo(path)
+    refused("no such file")
+    path.unlink()
+    for content in (b"", b"<html>lost</html>\n", raw[:len(raw) // 2], raw[:100], pickle.dumps([1, 2], 2)):
+        path.write_bytes(content)
+        refused()
+    for content in (torch.zeros(3), [torch.zeros(3)], 5, {"state_dict": {}}, {"a": Evil()}):
+        torch.save(content, path)
+        refused()
     assert "ran" not in capsys.readouterr().out
+    torch.save({**weights, "fc.weight": torch.zeros(1000, 2048), "AuxLogits.fc.bias": torch.zeros(1000)}, path)
+    refused("AuxLogits.fc.bias")
+    torch.save({name: t for name, t in weights.items() if name != "Mixed_6a.branch3x3.bn.running_var"}, path)
+    refused("Mixed_6a.branch3x3.bn.running_var")
+    torch.save({**weights, "fc.bias": torch.full((1008,), torch.nan)}, path)
+    refused("NaN")
 
 
-@pytest.fixture
-def server(tmp_path):
-    """An http server on this machine; the folder it serves, and its address."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{httpd.server_address[1]}/"
-    httpd.shutdown()
-    httpd.server_close()
+def test_one_flipped_bit_is_seen(file, weights, tmp_path):
+    """torch.load accepts most of them. A bit that changes no weight may pass."""
+    raw, path, chance = bytearray(file.read_bytes()), tmp_path / "w.pth", random.Random(0)
+    for place in [chance.randrange(len(raw)) for _ in range(6)] + [len(raw) - 3000]:
+        raw[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(raw)
+        try:
+            loaded = inception.load(path=path).state_dict()
+            assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.items())
+        except InceptionError as e:
+            assert "damaged" in str(e)
+        raw = bytearray(file.read_bytes())
 
 
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_download(server, file, weights, tmp_path, monkeypatch, capsys):
-    folder, address = server
-    (folder / inception.WEIGHTS_FILE).write_bytes(file.read_bytes())
-    monkeypatch.setattr(inception, "WEIGHTS_URL", address + inception.WEIGHTS_FILE)
-    data = tmp_path / "not" / "there"
-    with pytest.raises(InceptionError, match="6726825d.*by hand.*put it at") as e:            # random weights
-        inception.load(data)
-    assert "\n" not in str(e.value) and list(data.iterdir()) == []                # nothing kept
-    monkeypatch.setattr(inception, "WEIGHTS_SHA256", sha256(file)[:8])
+def test_download(file, weights, tmp_path, monkeypatch, capsys):
+    served, data = tmp_path / inception.WEIGHTS_FILE, tmp_path / "not" / "there"
+    monkeypatch.setattr(inception, "WEIGHTS_URL", served.as_uri())
+    for content in (None, file.read_bytes(), b"<html>please log in</html>"):  # random weights, a page served as 200
+        if content:
+            served.write_bytes(content)
+        with pytest.raises(InceptionError, match="file://.*by hand.*put it at") as e:
+            inception.load(data)
+        assert "\n" not in str(e.value) and list(data.iterdir()) == []  # nothing kept
+    served.write_bytes(file.read_bytes())
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256", inception.sha256(file)[:8])
     net = inception.load(data)
     assert torch.equal(net.fc.weight, weights["fc.weight"])
     assert [f.name for f in data.iterdir()] == [inception.WEIGHTS_FILE]
     assert "downloading" in capsys.readouterr().err
-    monkeypatch.setattr(inception, "WEIGHTS_SHA256", "00000000")              # there already: must only parse
-    (folder / inception.WEIGHTS_FILE).unlink()
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256", "00000000")  # there already: must only parse
+    served.unlink()
     inception.load(data)
     assert capsys.readouterr().err == ""
 
 
-def test_download_fails(server, tmp_path, monkeypatch):
-    _, address = server
-    for url in (address + "absent/" + inception.WEIGHTS_FILE, "http://127.0.0.1:9/" + inception.WEIGHTS_FILE):
-        monkeypatch.setattr(inception, "WEIGHTS_URL", url)
-        with pytest.raises(InceptionError) as e:
-            inception.load(tmp_path / "data", progress=False)
-        for words in (url, str(tmp_path / "data" / inception.WEIGHTS_FILE), "by hand"):
-            assert words in str(e.value)
-        assert "\n" not in str(e.value) and list((tmp_path / "data").iterdir()) == []
+def test_without_weights(tmp_path, capsys, monkeypatch):
+    url, data = "http://127.0.0.1:9/" + inception.WEIGHTS_FILE, tmp_path / "data"
+    monkeypatch.setattr(inception, "WEIGHTS_URL", url)
+    assert inception.load_or_warn(data) is None
+    assert "warning: training without Inception scores" in capsys.readouterr().err
+    with pytest.raises(InceptionError, match="no such file"):
+        inception.load_or_warn(data, tmp_path / "named.pth")
+    np.save(tmp_path / "a.npy", random_images(20, 4, 4).numpy())
+    assert inception.main([str(tmp_path / "a.npy"), "--device", "cpu", "--data-dir", str(data)]) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("downloading") and "by hand" in last and url in last and str(data) in last
+    assert list(data.iterdir()) == []
 
 
-def test_published_addresses():
-    assert inception.WEIGHTS_URL == ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-                                     "pt_inception-2015-12-05-6726825d.pth")
-    assert inception.WEIGHTS_SHA256 == "6726825d"
-    assert inception.CIFAR_SHA256.startswith("6d958be0") and len(inception.CIFAR_SHA256) == 64
+# ---- images from files ----
 
-
-# ----------------------------------------------------------------------------------------------------------
-# Images from files
-
-def save(folder, images, pattern="{:03}.png"):
+def save(folder, images):
     folder.mkdir(exist_ok=True)
     for i, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / pattern.format(i))
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:03}.png")
     return folder
 
 
@@ -639,105 +663,107 @@ def test_folder(tmp_path, capsys):
     folder = save(tmp_path / "a", images)
     (folder / ".DS_Store").write_text("hidden files do not count")
     (folder / "inside").mkdir()
-    got = inception.open_images(folder)
+    os.mkfifo(folder / "pipe.png")
+    got = inception.open_set(folder)
     assert got.shape == (12, 3, 5, 7) == (len(got), *got[:1].shape[1:])
     assert np.array_equal(got[3:9], images[3:9].numpy())
     assert capsys.readouterr().err == ""
-    tiny = Tiny()
-    from_files, from_memory = (inception.inception_score(x, tiny, 3, 5, False) for x in (got, images))
+    from_files, from_memory = (inception.inception_score(x, Tiny(), 3, 5, False) for x in (got, images))
     assert from_files == from_memory
-
-
-def test_grey_and_transparent_images_are_converted_and_it_is_said_once(tmp_path, capsys):
-    folder = save(tmp_path / "a", random_images(3, 4, 4))
-    Image.new("L", (4, 4), 77).save(folder / "x.png")
-    Image.new("RGBA", (4, 4), (1, 2, 3, 128)).save(folder / "y.png")
-    Image.new("L", (4, 4), 5).save(folder / "z.png")
-    got = inception.open_images(folder)
-    pixels = got[0:6]
+    Image.new("L", (7, 5), 77).save(folder / "x.png")
+    Image.new("RGBA", (7, 5), (1, 2, 3, 128)).save(folder / "y.png")
+    Image.new("L", (7, 5), 5).save(folder / "z.png")
+    pixels = inception.open_set(folder)[12:15]
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "3 of 6 images" in err and "L, RGBA" in err
-    assert pixels[3, :, 0, 0].tolist() == [77] * 3 and pixels[4, :, 2, 3].tolist() == [1, 2, 3]
+    assert err.count("\n") == 1 and "L, RGB, RGBA" in err
+    assert pixels[0, :, 0, 0].tolist() == [77] * 3 and pixels[1, :, 2, 3].tolist() == [1, 2, 3]
 
 
-def bad_folders(folder):
-    """Name, what to do to a folder of three good images, and what must be said."""
-    def text(): (folder / "notes.txt").write_text("no image")
-    def other_size(): Image.new("RGB", (5, 4)).save(folder / "b.png")
-    def deep(): Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "deep.png")
-    def empty():
-        for f in folder.iterdir():
-            f.unlink()
-    return {"text": (text, "notes.txt: not an image"), "empty": (empty, "no images in this folder"),
-            "size": (other_size, "b.png: 5x4 pixels.*000.png has 4x4"),
-            "16 bits": (deep, "deep.png: more than 8 bits")}
+def deep_png(colour, channels):
+    """A 4 x 4 PNG of 16 bits a channel."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)),
+              (b"IDAT", zlib.compress((b"\0" + bytes(8 * channels)) * 4)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(b)) + kind + b + struct.pack(">I", zlib.crc32(kind + b)) for kind, b in chunks)
 
 
-@pytest.mark.parametrize("kind", ["text", "size", "16 bits", "empty"])
-def test_bad_folders(kind, tmp_path):
-    folder = save(tmp_path / "a", random_images(3, 4, 4))
-    action, words = bad_folders(folder)[kind]
-    action()
-    with pytest.raises(ImageError, match=words) as e:
-        inception.open_images(folder)
+BROKEN = {
+    "text": (b"no image", "cannot identify"), "truncated": (b"P6\n4 4\n255\n" + bytes(40), "truncated"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "cannot identify"),
+    "grey 16 bits": (deep_png(0, 1), "more than 8 bits"), "colour 16 bits": (deep_png(2, 3), "more than 8 bits"),
+    "ppm 16 bits": (b"P6\n4 4\n65535\n" + bytes(96), "more than 8 bits")}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_images_are_found_first_and_can_be_left_out(kind, tmp_path, capsys):
+    folder, images = tmp_path / "a", random_images(3, 4, 4)
+    save(folder, images)
+    content, reason = BROKEN[kind]
+    (folder / "001b.jpg").write_bytes(content)
+    (folder / "zz.png").write_bytes(b"another")
+    with pytest.raises(ImageError, match=f"001b.jpg: .*{reason}.*2 of 5 files.*--skip-broken") as e:
+        inception.open_set(folder)
     assert "\n" not in str(e.value)
+    got = inception.open_set(folder, skip_broken=True)
+    assert np.array_equal(got[0:3], images.numpy())
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "2 of 5 files left out" in err and "001b.jpg" in err
 
 
-def test_truncated_image(tmp_path):
-    folder = save(tmp_path / "a", random_images(3, 64, 64))
-    file = folder / "001.png"
-    file.write_bytes(file.read_bytes()[:600])
-    with pytest.raises(ImageError, match="001.png"):
-        inception.open_images(folder)[0:3]
+def test_folders_that_cannot_be_scored(tmp_path):
+    folder = save(tmp_path / "a", random_images(3, 4, 4))
+    Image.new("RGB", (5, 4)).save(folder / "b.png")
+    with pytest.raises(ImageError, match="b.png: not of the same size as 000.png"):
+        inception.open_set(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="no images in this folder"):
+        inception.open_set(tmp_path / "empty")
 
 
 def test_arrays(tmp_path, capsys):
     images = random_images(4, 5, 7).numpy()
     np.save(tmp_path / "a.npy", images)
-    assert np.array_equal(inception.open_images(tmp_path / "a.npy"), images) and capsys.readouterr().err == ""
+    assert np.array_equal(inception.open_set(tmp_path / "a.npy"), images) and capsys.readouterr().err == ""
     np.save(tmp_path / "b.npy", images.transpose(0, 2, 3, 1))
-    assert np.array_equal(inception.open_images(tmp_path / "b.npy"), images)
+    assert np.array_equal(inception.open_set(tmp_path / "b.npy"), images)
     assert "N x height x width x 3" in capsys.readouterr().err
     for names in (["arr_0"], ["labels", "samples"], ["other", "images", "samples"], ["whatever", "labels"]):
         wanted = next((n for n in ("images", "samples", "arr_0") if n in names), names[0])
         np.savez(tmp_path / "c.npz", **{n: images if n == wanted else np.zeros(4) for n in names})
-        assert np.array_equal(inception.open_images(tmp_path / "c.npz"), images), names
+        assert np.array_equal(inception.open_set(tmp_path / "c.npz"), images), names
     np.save(tmp_path / "f.npy", images / np.float32(255))
     with pytest.raises(ImageError, match="f.npy: need uint8.*255 \\* x"):
-        inception.open_images(tmp_path / "f.npy")
+        inception.open_set(tmp_path / "f.npy")
 
 
-@pytest.mark.parametrize("name, content", [
-    ("a.npy", b""), ("a.npy", b"nonsense"), ("a.npz", b"PK\x03\x04 cut short"), ("a.npz", b""),
-    ("a.npy", pickle.dumps([1])), ("a.png", b"x"), ("missing.npy", None)])
-def test_bad_arrays(name, content, tmp_path):
-    if content is not None:
+def test_files_that_hold_no_images(tmp_path):
+    for name, content in (("a.npy", b""), ("b.npy", b"nonsense"), ("c.npz", b"PK\x03\x04 cut short"), ("d.npz", b""),
+                          ("e.npy", pickle.dumps([1])), ("f.png", b"x")):
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ImageError, match=name) as e:
-        inception.open_images(tmp_path / name)
-    assert "\n" not in str(e.value)
+    os.mkfifo(tmp_path / "pipe.npy")
+    np.savez(tmp_path / "g.npz")
+    np.save(tmp_path / "h.npy", np.array([{}, {}], object))
+    np.save(tmp_path / "i.npy", np.zeros((0, 3, 4, 4), np.uint8))
+    np.savez(tmp_path / "j.npz", mu=np.zeros(64), sigma=np.eye(64))
+    np.savez(tmp_path / "k.npz", mu=np.zeros(2048), sigma=np.full((2048, 2048), np.nan, np.float32))
+    with zipfile.ZipFile(tmp_path / "l.npz", "w") as odd:
+        odd.writestr("a.txt", "no array")
+    for path in (*tmp_path.iterdir(), tmp_path / "missing.npy"):
+        with pytest.raises(ImageError, match=path.name) as e:
+            inception.open_set(path)
+        assert "\n" not in str(e.value)
 
 
-def test_empty_and_object_arrays(tmp_path):
-    np.savez(tmp_path / "a.npz")
-    np.save(tmp_path / "b.npy", np.array([{}, {}], object))
-    np.save(tmp_path / "c.npy", np.zeros((0, 3, 4, 4), np.uint8))
-    for name in ("a.npz", "b.npy", "c.npy"):
-        with pytest.raises(ImageError, match=name):
-            inception.open_images(tmp_path / name)
-
-
-# ----------------------------------------------------------------------------------------------------------
-# The command
+# ---- the command ----
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    """Runs the command with the tiny network, on the CPU; gives exit code, standard output and error."""
+    """Run the command with the tiny network, on the CPU; gives exit code, standard output and error."""
     monkeypatch.setattr(inception, "load", lambda *args: Tiny())
 
     def run(*args):
         try:
-            code = inception.main([str(a) for a in args] + ["--device", "cpu"])
+            code = inception.main(["--device", "cpu", *map(str, args)])
         except SystemExit as e:
             code = e.code
         return code, *capsys.readouterr()
@@ -755,107 +781,80 @@ def test_command_scores(command, tmp_path):
         assert f"Inception score {mean:.4f} +/- {std:.4f} (20 images" in out and "4 splits" in out
 
 
-def test_command_distance(command, tmp_path):
+def test_command_distance(command, tmp_path, monkeypatch):
     a, b = random_images(20, 4, 4), random_images(30, 4, 4, seed=1)
     np.save(tmp_path / "a.npy", a.numpy())
     np.save(tmp_path / "b.npy", b.numpy())
-    # With few images, the root's trace is the sum of singular values of X Y^T, X and Y the centred features.
-    x, y = (inception.activations(images, Tiny(), progress=False)[0].double().numpy() for images in (a, b))
-    dm, x, y = x.mean(0) - y.mean(0), (x - x.mean(0)) / math.sqrt(19), (y - y.mean(0)) / math.sqrt(29)
-    expected = dm @ dm + (x ** 2).sum() + (y ** 2).sum() - 2 * np.linalg.svd(x @ y.T, compute_uv=False).sum()
-    code, out, err = command(tmp_path / "a.npy", tmp_path / "b.npy")
-    assert code == 0 and " (20 images in" in out and "30 in" in out and "fewer than 2,048" in out
-    assert float(out.split()[1]) == pytest.approx(expected, abs=2e-4) and expected > 1
+    x, y = (inception.activations(images, Tiny(), progress=False)[0] for images in (a, b))
+    np.savez(tmp_path / "b.npz", mu=y.double().mean(0), sigma=np.cov(y.double(), rowvar=False))
+    distances = []
+    monkeypatch.setattr(inception, "frechet_distance", lambda *moments: distances.append(moments) or 1.5)
+    for other, words in (("b.npy", "30 images in"), ("b.npz", "statistics in")):
+        code, out, err = command(tmp_path / "a.npy", tmp_path / other)
+        assert code == 0 and err == "" and "FID 1.5000 (20 images in" in out and words in out
+    for moments in distances:
+        for got, wanted in zip(moments, (*inception.mean_and_covariance(x), *inception.mean_and_covariance(y))):
+            np.testing.assert_allclose(got, wanted, atol=1e-6)
+    code, out, err = command(tmp_path / "b.npz")
+    assert code == 1 and out == "" and "statistics have no score" in err
 
 
 @pytest.mark.parametrize("args", [
     [], ["a", "b", "c"], ["a", "--check"], ["--check", "--splits", "5"], ["a", "--splits", "0"],
-    ["a", "--batch-size", "-1"], ["a", "--batch-size", "x"], ["a", "--nonsense"], ["a", "--device", "tpu"]])
+    ["a", "--batch-size", "-1"], ["a", "--batch-size", "x"], ["a", "--nonsense"], ["a", "--device", "nonsense"],
+    pytest.param(["a", "--device", "cuda"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="is there"))])
 def test_command_bad_flags(command, args):
     code, out, err = command(*args)
     assert code == 2 and out == "" and "error" in err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has the device that must be missing")
-def test_command_device_not_there(monkeypatch, capsys):
-    with pytest.raises(SystemExit) as e:
-        inception.main(["x", "--device", "cuda"])
-    assert e.value.code == 2 and "--device cuda" in capsys.readouterr().err
-
-
 def test_command_bad_data(command, tmp_path):
     np.save(tmp_path / "few.npy", random_images(9, 4, 4).numpy())
     np.save(tmp_path / "one.npy", random_images(1, 4, 4).numpy())
-    np.save(tmp_path / "nan.npy", np.full((20, 3, 4, 4), np.nan, np.float32))
-    (tmp_path / "empty").mkdir()
-    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as odd:
-        odd.writestr("a.txt", "no array")
-    for args, words in (
-            (["odd.npz"], "cannot be read as an array"), (["few.npy"], "9 images cannot be cut into 10 splits"),
-            (["one.npy", "few.npy"], "one.npy: a single image"),
-            (["nan.npy"], "NaN"), (["empty"], "no images"), (["nowhere"], "no such file or folder")):
+    for args, words in ((["few.npy"], "9 images cannot be cut into 10 splits"), (["nowhere"], "there is no such"),
+                        (["one.npy", "few.npy"], "a single image")):
         code, out, err = command(*(tmp_path / a for a in args))
-        assert code == 1 and out == "" and err.count("\n") == 1 and words in err and "Traceback" not in err
+        assert code == 1 and out == "" and err.count("\n") == 1 and words in err
 
 
-def test_command_without_weights(tmp_path, capsys, monkeypatch):
-    np.save(tmp_path / "a.npy", random_images(20, 4, 4).numpy())
-    monkeypatch.setattr(inception, "WEIGHTS_URL", "http://127.0.0.1:9/" + inception.WEIGHTS_FILE)
-    flags = [str(tmp_path / "a.npy"), "--device", "cpu"]
-    assert inception.main(flags + ["--data-dir", str(tmp_path / "data")]) == 1
-    *first, last = capsys.readouterr().err.splitlines()
-    assert len(first) == 1 and first[0].startswith("downloading") and "by hand" in last
-    assert inception.main(flags + ["--inception", str(tmp_path / "w.pth")]) == 1
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "w.pth: there is no such file" in err
-
-
-def cifar_archive(folder, images, python2=False, names=range(1, 6), key=b"data"):
-    folder.mkdir(exist_ok=True)
-    path = folder / "cifar-10-python.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
-        for i in reversed(names):                         # the archive's order is not the order of the images
-            part = images[(i - 1) * len(images) // 5:i * len(images) // 5]
-            raw = pickle.dumps({key: part.flatten(1).numpy(), b"labels": [0] * len(part)}, protocol=2)
-            if python2:                               # where the published pickles look for numpy's functions
-                raw = raw.replace(b"numpy._core.", b"numpy.core.")
-            info = tarfile.TarInfo(f"cifar-10-batches-py/data_batch_{i}")
-            info.size = len(raw)
-            archive.addfile(info, io.BytesIO(raw))
-    return path
-
-
-@pytest.mark.parametrize("python2", [False, True])
-def test_cifar_train(python2, tmp_path):
-    images = random_images(50, 32, 32)
-    cifar_archive(tmp_path, images, python2)
-    got, published = inception.cifar_train(tmp_path)
-    assert np.array_equal(got, images.numpy()) and not published and got.dtype == np.uint8
-
-
-def test_bad_cifar(tmp_path):
-    path = cifar_archive(tmp_path, random_images(50, 32, 32))
-    whole = path.read_bytes()
-    for make in (lambda: path.write_bytes(b"nonsense"), lambda: path.write_bytes(whole[:len(whole) // 2]),
-                 lambda: cifar_archive(tmp_path, random_images(50, 32, 32), names=range(1, 5)),
-                 lambda: cifar_archive(tmp_path, random_images(50, 32, 32), key=b"pixels")):
-        make()
-        with pytest.raises(InceptionError, match="cut short, or not CIFAR-10") as e:
-            inception.cifar_train(tmp_path)
-        assert "\n" not in str(e.value)
+def test_the_result_survives_the_terminal(command, tmp_path, monkeypatch):
+    """A name that the terminal cannot print; standard error and output that are closed or full."""
+    folder = save(tmp_path / "Äpfel", random_images(20, 4, 4))
+    Image.new("L", (4, 4)).save(folder / "grey.png")  # gives a note
+    full = types.SimpleNamespace(isatty=bool, write=lambda text: open("/dev/full", "w").write(9999 * text))
+    for stderr in (full, None):
+        stdout = io.TextIOWrapper(io.BytesIO(), "ascii")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            patch.setattr(sys, "stderr", stderr)
+            assert command(folder)[0] == 0
+        assert "Inception score" in stdout.buffer.getvalue().decode()
+    program = ("import sys, time; sys.path[:0] = ['.', 'tests']; import inception, test_inception as t;"
+               "inception.load = lambda *a: time.sleep(0.5) or t.Tiny();"
+               f"sys.exit(inception.main([{str(folder)!r}, '--device', 'cpu']))")
+    done = subprocess.run(["bash", "-c", '("$0" -c "$1"; echo $? >&2) | true', sys.executable, program],
+                          text=True, capture_output=True, cwd=Path(inception.__file__).parent)
+    assert done.stderr.endswith("Broken pipe\n1\n") and done.stderr.count("\n") == 3  # a note, one line, the code
 
 
 def test_check(command, tmp_path, monkeypatch):
+    """With a stand-in for data.py, and an archive."""
     images = random_images(50, 32, 32)
-    path = cifar_archive(tmp_path, images)
+    monkeypatch.setitem(sys.modules, "data", types.SimpleNamespace(cifar10=lambda data_dir: (images, None)))
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"archive")
     score, _ = inception.inception_score(images, Tiny(), progress=False)
-    code, out, err = command("--check", "--data-dir", tmp_path)                      # not the published bytes
+    code, out, err = command("--check", "--data-dir", tmp_path)  # not the published bytes
     assert code == 1 and err == "" and f"Inception score {score:.4f}" in out
-    assert f"difference {score - 11.24:+.4f}" in out and "does not hold" in out and "trusted" not in out
-    monkeypatch.setattr(inception, "CIFAR_SHA256", sha256(path))
-    for off, trusted in ((.019, True), (.021, False), (-.021, False)):
+    assert f"difference {score - 11.24:+.4f}" in out and "no valid comparison" in out and "trusted" not in out
+    monkeypatch.setattr(inception, "CIFAR_SHA256", hashlib.sha256(b"archive").hexdigest())
+    for off, trusted in ((0.019, True), (0.021, False), (-0.021, False)):
         monkeypatch.setattr(inception, "CIFAR_SCORE", score - off)
         code, out, err = command("--check", "--data-dir", tmp_path)
         assert code == (0 if trusted else 1)
         assert ("can be trusted" in out, "cannot be trusted" in out) == (trusted, not trusted)
-        assert f"difference {off:+.4f}" in out and "does not hold" not in out
+        assert f"difference {off:+.4f}" in out and "no valid comparison" not in out
+    (tmp_path / "cifar-10-python.tar.gz").unlink()  # the unpacked folder alone
+    assert command("--check", "--data-dir", tmp_path)[0] == 1
+    monkeypatch.setitem(sys.modules, "data", types.ModuleType("data"))  # as a folder called data gives
+    code, out, err = command("--check")
+    assert code == 1 and out == "" and err.count("\n") == 1 and "data.py" in err
