@@ -14,22 +14,26 @@ import runs
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """call(script, *flags) runs a script in this process as from the command line; it returns (exit code, standard
-    output, standard error). The signals are as before when the test is over."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    """call(script, *flags) runs a script in this process as from the command line.
 
+    script: the name of a file, or a function. Returns (exit code, standard output, standard error).
+    """
     def call(script, *flags):
-        path = Path(__file__).resolve().parent.parent / script
+        if not callable(script):
+            script = importlib.import_module(Path(script).stem).main
+        path = Path(__file__).resolve().parent.parent / f"{script.__module__}.py"
         monkeypatch.setattr("sys.argv", [str(path), "--device", "cpu", *map(str, flags)])
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         code = 0
         try:
-            runs.main(importlib.import_module(path.stem).main)
+            runs.main(script)
         except SystemExit as leave:
             code = leave.code or 0
+        finally:
+            for s, handler in handlers.items():
+                signal.signal(s, handler)  # a run's own handler would keep its folder locked
         return code, *capsys.readouterr()
-    yield call
-    for s, handler in handlers.items():
-        signal.signal(s, handler)
+    return call
 
 
 def below(folder, name):
@@ -43,7 +47,7 @@ def objects(folder):
 
 
 def states(folder):
-    """The states of networks and optimisers in the checkpoints below a folder."""
+    """The states of networks and optimizers in the checkpoints below a folder."""
     return {where: held["objects"] for where, held in objects(folder).items()}
 
 
@@ -69,13 +73,13 @@ def same(a, b):
 
 @contextlib.contextmanager
 def ctrl_c_after(iteration, folder=None):
-    """Inside, Ctrl-C is pressed when this iteration has been logged, of the run whose folder is so called, if one is."""
-    log = runs.Run.log
+    """Inside, Ctrl-C is pressed during this iteration, after which the run stops. folder: of this run only."""
+    stopping = runs.Run.stopping
 
-    def press_ctrl_c(self, step, **extra):
-        log(self, step, **extra)
-        if folder in (None, self.out.name) and step.iteration == iteration:
+    def press_ctrl_c(self, step):
+        if folder in (None, self.out.name) and step.iteration == iteration != self.iteration:
             os.kill(os.getpid(), signal.SIGINT)
+        return stopping(self, step)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.Run, "log", press_ctrl_c)
+        patch.setattr(runs.Run, "stopping", press_ctrl_c)
         yield
