@@ -1,89 +1,141 @@
-"""The same training, faster on a GPU: a whole iteration as one CUDA graph, and networks that compute in bfloat16.
+"""Several GPUs, CUDA graphs and bfloat16: one door. Nobody needs this file to follow a script.
 
-    (fast if args.fast else wgan_gp).train(G, D, batches, latents, opt_G, opt_D, ...)      the same steps, the same seed
-    G16, D16 = fast.in_bfloat16(G, D)                                                      the same weights
+    args = fast.parse(parser)                adds --fast and --bf16, and parses
+    train = fast.choose(args)                wgan_gp.train, or the same training in one of these forms
+    runs.main(fast.processes(main))          joins the processes that torchrun started, if it did
 
-Small networks leave a GPU waiting for Python, which tells it every one of the thousands of operations of an iteration.
-A CUDA graph is told once and then replayed. What it cannot do is listen: every tensor stays where it was in memory, and
-nothing is read back or decided on the way. This has not yet been run on a GPU, so wgan_gp.train is the default.
-
-Convolutions use TF32 where a GPU has it: torch's default, left as it is. Matrix products stay in float32: in the image
-networks they are less than a hundredth of the arithmetic.
+Small networks leave a GPU waiting for Python, which launches thousands of kernels per iteration. --fast records
+the kernels of an iteration once, as a CUDA graph, and then replays them. Before that it proves itself: see graphed.
+Convolutions use TF32 where a GPU has it, which is torch's default. Matrix products stay in float32.
 """
 import contextlib
 import copy
+import datetime
+import os
+import sys
+import time
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 import wgan_gp
 
-WARM_UP = 3  # iterations before the capture: torch's advice, so that what is set up once is not part of the graph
+WARM_UP = 3  # eager iterations before the capture, so that one-time set-up is not recorded
 
 
 def parse(parser):
-    """The flags of a script, with --fast and --bf16 added to them; --fast without CUDA is parser.error."""
-    parser.add_argument("--fast", action="store_true",
-                        help="an iteration as one CUDA graph (off unless asked for: not yet run on a GPU)")
+    """Add --fast and --bf16 to the flags of a script and parse them. Impossible combinations are parser.error."""
+    parser.add_argument("--fast", action="store_true", help="replay an iteration as one CUDA graph")
     parser.add_argument("--bf16", action="store_true",
-                        help="train in bfloat16 (weights, samples and measures stay float32)")
+                        help="compute the networks in bfloat16 (weights, samples and scores stay float32)")
     args = parser.parse_args()
     if args.fast and args.device != "cuda":
         parser.error(f"--fast is a CUDA graph, and the device is {args.device}: leave it out")
+    n = world_size()
+    for flag in ("batch_size", "generator_batch"):
+        size = getattr(args, flag, 2 * n)
+        if size % n or size < 2 * n:
+            parser.error(f"--{flag.replace('_', '-')} {size} cannot be shared by {n} processes: choose a multiple "
+                         f"of {n}, at least {2 * n}")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if n > 1 and args.device == "cuda" and here > torch.cuda.device_count():
+        parser.error(f"{here} processes need {here} GPUs, and there are {torch.cuda.device_count()}: lower "
+                     f"torchrun's --nproc_per_node")
     return args
 
 
-def train(G, D, batches, latents, opt_G, opt_D, method=wgan_gp.WGAN_GP, iterations=100_000, start=0, seed=0,
-          decay=False, generator_batch=None):
-    """wgan_gp.train, whose arguments and Steps these are, with each iteration one replay of a CUDA graph.
+def choose(args):
+    """Return wgan_gp.train, or a function with the same arguments and Steps, as the flags and torchrun ask."""
+    train = wgan_gp.train
+    if args.fast:
+        train = graphed
+    if args.bf16:
+        train = in_bfloat16(train)
+    if dist.is_initialized():
+        train = shared(train)
+    return train
 
-    G and D are on a GPU, and so is everything that batches and latents do: they draw from the GPU's random numbers
-    anew each time, as data.batches does from a tensor (a DataLoader's batch would be replayed for ever). Losses and
-    weights are wgan_gp.train's to rounding. The first iterations of a run, resumed or not, are not replayed.
+
+# ---- CUDA graphs ----
+
+def graphed(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000, start=0, seed=0, decay=False,
+            generator_batch=None):
+    """Train like wgan_gp.train, replaying each iteration as one CUDA graph. seed must be a number.
+
+    Everything that batches and latents do must happen on the GPU, as data.batches does with a tensor there. After
+    WARM_UP eager iterations one iteration is recorded, replayed and compared with an eager one from the same state
+    and seed. If recording fails or the two differ, a line on standard error says so and training goes on eagerly.
     """
     device = next(D.parameters()).device
     groups = opt_G.param_groups + opt_D.param_groups
-    for group in groups if decay else []:
+    for group in groups:
         group.setdefault("initial_lr", group["lr"])
-    rates = [torch.tensor(group["lr"], device=device) for group in groups] if decay else []  # for a graph to read
-    for state in [*opt_G.state.values(), *opt_D.state.values()]:
-        if "step" in state:
-            state["step"] = state["step"].to(device)  # a checkpoint has it on the CPU
-    # One pass through lines 2 to 12 at each next(); random numbers and learning rates are seen to below.
-    algorithm = wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method, WARM_UP + 1, seed=None,
-                              generator_batch=generator_batch)
-    stream, graph = torch.cuda.Stream(device), None
-    for iteration in range(start, iterations):
-        if iteration == start + WARM_UP:
-            for opt in (opt_G, opt_D):
-                opt.zero_grad(set_to_none=True)  # the graph has gradients of its own
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream), capturable(groups, rates):
-                _, *losses = next(algorithm)  # recorded, not computed
-            algorithm.close()
-        if seed is not None:  # a replay takes the seed that is set when it begins
-            wgan_gp.seed_iteration(seed, iteration)
+    rates = [torch.tensor(group["lr"], device=device) for group in groups]  # where a graph can read them
+    move_step_counts((opt_G, opt_D), device)  # a checkpoint has them on the CPU
+    endless = wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method, sys.maxsize, generator_batch=generator_batch)
+    stream = torch.cuda.Stream(device)
+
+    def prepare(iteration):
+        wgan_gp.seed_iteration(seed, iteration)
         for group, rate in zip(groups, rates):
-            group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
+            if decay:
+                group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
             rate.fill_(group["lr"])
-        if graph:
-            graph.replay()
-        else:
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream), capturable(groups, rates):
-                _, *losses = next(algorithm)
-            torch.cuda.current_stream().wait_stream(stream)
-        yield wgan_gp.Step(iteration + 1, *[loss.clone() for loss in losses])  # the next replay writes over them
+
+    def eager(iteration):
+        prepare(iteration)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), capturable(groups, rates):
+            _, *losses = next(endless)
+        torch.cuda.current_stream().wait_stream(stream)
+        return losses
+
+    begin = min(start + WARM_UP, iterations)
+    for iteration in range(start, begin):
+        yield wgan_gp.Step(iteration + 1, *eager(iteration))
+    if begin == iterations:
+        return
+
+    weights = [w for group in groups for w in group["params"]]
+    state = weights + [value for opt in (opt_G, opt_D) for s in opt.state.values() for value in s.values()]
+    before = [tensor.detach().clone() for tensor in state]
+    eager(begin)
+    expected = [w.detach().clone() for w in weights]
+    restore(state, before)
+    try:
+        for opt in (opt_G, opt_D):
+            opt.zero_grad(set_to_none=True)  # the graph makes its own gradients
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream), capturable(groups, rates):
+            _, *losses = next(endless)  # recorded, not computed
+        prepare(begin)
+        graph.replay()
+        problem = compare(weights, expected, before)
+    except RuntimeError as error:
+        problem = f"the iteration cannot be recorded ({str(error).splitlines()[0]})"
+    restore(state, before)
+    if anywhere(problem is not None, device):
+        print(f"--fast: {problem or 'another process has a problem'}; training goes on without it", file=sys.stderr)
+        move_step_counts((opt_G, opt_D), "cpu")
+        yield from wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method, iterations, begin, seed, decay,
+                                 generator_batch)
+        return
+    for iteration in range(begin, iterations):
+        prepare(iteration)
+        graph.replay()
+        yield wgan_gp.Step(iteration + 1, *[loss.clone() for loss in losses])  # the next replay overwrites them
 
 
 @contextlib.contextmanager
 def capturable(groups, rates):
-    """Optimisers that count their steps, and read their learning rates, on the GPU: for as long as this lasts, so that
-    a checkpoint is one of any device."""
+    """Let optimizers keep step counts and learning rates on the GPU, inside this context only.
+
+    Outside, the groups are those of any other run, so that a checkpoint can be resumed on any device.
+    """
     before = [dict(group) for group in groups]
-    for group in groups:
-        group["capturable"] = True
     for group, rate in zip(groups, rates):
-        group["lr"] = rate
+        group["capturable"], group["lr"] = True, rate
     try:
         yield
     finally:
@@ -91,22 +143,139 @@ def capturable(groups, rates):
             group.update(was)
 
 
-def in_bfloat16(*networks):
-    """The networks again, with the same weights, computing in bfloat16 where autocast thinks that is safe; what comes
-    out is float32, and so are the weights' gradients. For training: measure and sample with the networks themselves."""
-    twins = []
-    for network in networks:
-        twin = copy.copy(network)  # shallow: the weights are shared
-        for name in ("forward", "classify"):
-            if hasattr(network, name):
-                setattr(twin, name, _autocast(getattr(network, name)))
-        twins.append(twin)
-    return twins
+def move_step_counts(optimizers, device):
+    """Move the step counts of the optimizers to a device."""
+    for opt in optimizers:
+        for state in opt.state.values():
+            if "step" in state:
+                state["step"] = state["step"].to(device)
 
 
-def _autocast(method):
-    def in_bfloat16(x, *y):
-        # Uncached, as torch asks for in a CUDA graph: copies of the weights must not outlive an update.
+@torch.no_grad()
+def restore(tensors, values):
+    """Copy the values back into the tensors."""
+    for tensor, value in zip(tensors, values):
+        tensor.copy_(value)
+
+
+@torch.no_grad()
+def compare(weights, expected, before):
+    """Return what is wrong with the weights after a replay, or None. Rounding may change 10 % of an update."""
+    moved = torch.stack([(a - b).norm() for a, b in zip(expected, before)]).norm()
+    off = torch.stack([(a - b).norm() for a, b in zip(expected, weights)]).norm()
+    if off <= 0.1 * moved:
+        return None
+    return f"a replayed iteration differs from an eager one ({float(off):.2g} of an update of {float(moved):.2g})"
+
+
+# ---- bfloat16 ----
+
+def in_bfloat16(train):
+    """Return `train` with both networks running under bfloat16 autocast. Outputs and gradients stay float32."""
+    def train_in_bfloat16(G, D, *args, **kwargs):
+        return train(autocasting(G), autocasting(D), *args, **kwargs)
+    return train_in_bfloat16
+
+
+def autocasting(network):
+    """Return a shallow copy of a network that runs under bfloat16 autocast, or of any function."""
+    if not isinstance(network, torch.nn.Module):
+        return autocast(network)
+    twin = copy.copy(network)  # it shares the weights
+    for name in ("forward", "classify"):
+        if hasattr(network, name):
+            setattr(twin, name, autocast(getattr(network, name)))
+    return twin
+
+
+def autocast(function):
+    """Return a function of (x, *y) that runs under bfloat16 autocast and returns float32."""
+    def run(x, *y):
+        # Without the cache: copies of the weights must not outlive an update.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            return method(x, *y).float()
-    return in_bfloat16
+            return function(x, *y).float()
+    return run
+
+
+# ---- several processes ----
+
+# torchrun starts N processes. Each draws its own share of every batch, and the gradients are averaged before each
+# update. Rank 0 alone measures, prints and writes (runs.py).
+
+def world_size():
+    """Return the number of processes that torchrun started, 1 without it."""
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isdecimal() or int(text) < 1:
+        sys.exit(f"{Path(sys.argv[0]).name}: WORLD_SIZE is {text!r}: unset it, or start the script with torchrun")
+    return int(text)
+
+
+def processes(main):
+    """Return main, joined to the other processes of torchrun. An error is printed once, and ends all."""
+    def joined():
+        if world_size() == 1:
+            if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+                sys.exit(f"{Path(sys.argv[0]).name}: srun has started several copies: for one run on several GPUs "
+                         f"use srun --ntasks-per-node=1 torchrun, for one run srun --ntasks=1")
+            return main()
+        if "MASTER_ADDR" not in os.environ:
+            sys.exit(f"{Path(sys.argv[0]).name}: WORLD_SIZE is set without torchrun: unset it, or use torchrun")
+        rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        silent, stderr = open(os.devnull, "w"), sys.stderr
+        if rank:
+            sys.stdout = sys.stderr = silent
+        if local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(local_rank)  # what "cuda" means from here on
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(days=1))  # all wait while rank 0 scores
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        try:
+            main()
+        except SystemExit as leave:
+            if rank and leave.code == 2:
+                time.sleep(2)  # torchrun ends all when one leaves: first let rank 0 print what is wrong
+            raise
+        except BaseException:
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            first = store.add(f"failures of attempt {attempt}", 1) == 1
+            sys.stderr = stderr if first else silent  # the others only see that it is gone
+            raise
+        dist.destroy_process_group()
+    return joined
+
+
+def shared(train):
+    """Return `train` with each batch shared by the processes: the updates are those of the whole batch."""
+    def train_shared(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000, start=0, seed=0,
+                     decay=False, generator_batch=None):
+        n, rank = dist.get_world_size(), dist.get_rank()
+        own = ([part[:len(part) // n] for part in batch] for batch in batches)
+        own_seed = (seed + 1_000_000 * rank) % 2 ** 32
+        for opt in (opt_G, opt_D):
+            opt.register_step_pre_hook(average_gradients)
+            for group in opt.param_groups:
+                for w in group["params"]:
+                    dist.broadcast(w.data, 0)  # the same already, unless the machines differ
+        for step in train(G, D, own, latents, opt_G, opt_D, method, iterations, start, own_seed, decay,
+                          generator_batch and generator_batch // n):
+            losses = torch.stack(step[1:])
+            dist.all_reduce(losses)
+            yield wgan_gp.Step(step.iteration, *(losses / n))
+    return train_shared
+
+
+def average_gradients(optimizer, *_):
+    """Replace each gradient by its mean over the processes, the gradient of the whole batch."""
+    gradients = [w.grad for group in optimizer.param_groups for w in group["params"] if w.grad is not None]
+    total = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(total)
+    for g, mean in zip(gradients, (total / dist.get_world_size()).split([g.numel() for g in gradients])):
+        g.copy_(mean.view_as(g))
+
+
+def anywhere(flag, device):
+    """Return whether the flag is true in any process."""
+    flag = torch.tensor(float(flag), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)

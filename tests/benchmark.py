@@ -13,7 +13,6 @@ each time is the median over the rounds, and a ratio is one of medians. Not a te
 """
 import argparse
 import datetime
-import importlib.util
 import itertools
 import json
 import platform
@@ -158,7 +157,7 @@ N_CRITIC = wgan_gp.WGAN_GP.n_critic
 def parts(case, networks, dim, device):
     """Both networks with their optimisers, a batch of x, latents for the critic's step and for the generator's."""
     G, D = [make(dim).to(device) for make in networks]
-    opt_G, opt_D = [wgan_gp.WGAN_GP.optimizer(network.parameters()) for network in (G, D)]
+    opt_G, opt_D = [wgan_gp.WGAN_GP.make_optimizer(network) for network in (G, D)]
     x = torch.rand(case.batch, *case.shape, device=device) * 2 - 1
     z, z_generator = [torch.randn(m, case.latent, device=device) for m in (case.batch, case.generator_batch)]
     return G, D, opt_G, opt_D, x, z, z_generator
@@ -180,19 +179,7 @@ def candidates(case, dim, device):
                 critic()
             generator_step(*arguments)
         found[name] = critic, iteration
-    iteration = graph_iteration(case, dim, device)
-    return found | ({"ours, CUDA graph": (None, iteration)} if iteration else {})
-
-
-def graph_iteration(case, dim, device):
-    """A function that runs one iteration of fast.train; None without CUDA or without fast.py."""
-    if device != "cuda" or importlib.util.find_spec("fast") is None:
-        return None
-    import fast
-    G, D, opt_G, opt_D, x, _, _ = parts(case, case.ours, dim, device)
-    steps = fast.train(G, D, itertools.repeat((x,)), lambda m: (torch.randn(m, case.latent, device=device),), opt_G,
-                       opt_D, iterations=1_000_000, generator_batch=case.generator_batch)
-    return lambda: next(steps)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -305,7 +292,7 @@ def compare_methods(args):
         G, D = G.to(args.device), D.to(args.device)
         x = torch.rand(case.batch, *case.shape, device=args.device) * 2 - 1
         steps[name] = wgan_gp.train(G, D, itertools.repeat((x,)), lambda m: (torch.randn(m, case.latent, device=args.device),),
-                                    method.optimizer(G.parameters()), method.optimizer(D.parameters()), method)
+                                    method.make_optimizer(G), method.make_optimizer(D), method)
     times = seconds([lambda step=step: next(step) for step in steps.values()], args.rounds, args.device, args.clock)
     print(f"{hardware(args.device, args.clock)}; medians of {args.rounds} rounds\n")
     print("| method | critic steps | iteration, ms | of DCGAN's |\n|---|---|---|---|")
