@@ -1,15 +1,14 @@
-"""Figure 3, Section 5.3: a DCGAN on CIFAR-10 under the paper's methods, and its Inception score during training.
+"""Figure 3, Section 5.3: a DCGAN on CIFAR-10, trained by each of the paper's methods.
 
-    python train_cifar.py                             WGAN-GP with Adam: Algorithm 1 with the paper's defaults
-    python train_cifar.py --method wgan               weight clipping; also wgan-gp-rmsprop, dcgan, lsgan, dcgan-gp
-    python train_cifar.py --figure                    Figure 3 from the runs found: over iterations, and over time
-    python train_cifar.py --data shapes               no download: 32x32 drawings; or --data FOLDER of your images
+    python train_cifar.py                   WGAN-GP with Adam: Algorithm 1 with the paper's defaults
+    python train_cifar.py --method wgan     weight clipping; also wgan-gp-rmsprop, dcgan, lsgan, dcgan-gp
+    python train_cifar.py --figure          Figure 3 from the runs in runs/, of one seed or several
+    python train_cifar.py --data shapes     no download: drawings; or --data FOLDER for your own images
 
-CIFAR-10 (170 MB) and the Inception network (95 MB) are looked for in data/ and downloaded if they are not there.
-The authors train for 200,000 iterations, and the paper finds that WGAN-GP scores far above clipping, with the same
-optimiser too, and about as DCGAN, but steadier. What came out here, on which hardware, and in what time: results/cifar.
-Width 64 (--dim): the authors' code has 128, with the remark that it overfits and 64 does better. dcgan-gp, the penalty
-on the standard GAN loss, is from Section 6.
+CIFAR-10 (170 MB) and the Inception weights (95 MB) are downloaded to data/ if they are not there.
+The authors train for 200,000 iterations. The paper finds that WGAN-GP scores far above weight clipping,
+with the same optimizer too, and about as high as DCGAN, which is faster but less stable.
+Our runs, and how long they took: results/cifar.
 """
 from pathlib import Path
 
@@ -20,120 +19,156 @@ import data
 import fast
 import inception
 import models
+import plots
 import runs
 import wgan_gp
 
 FIGURE_3 = {"wgan": "weight clipping", "wgan-gp-rmsprop": "gradient penalty (RMSProp)",
             "wgan-gp": "gradient penalty (Adam)", "dcgan": "DCGAN"}
+COLUMNS = ["held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation",
+           "samples_scored", "final_score", "final_deviation", "final_samples"]
+CHARTS = [("Inception score", ["inception_score", "final_score"])]
+
+
+def parse():
+    parser = runs.flags(__doc__, data="cifar10", iterations=200_000, batch_size=64)
+    add = parser.add_argument
+    add("--method", choices=wgan_gp.METHODS, default="wgan-gp", help="(default wgan-gp, Algorithm 1)")
+    add("--dim", type=runs.whole(1), default=64,
+        help="width (default 64, which the authors' code calls better than its 128)")
+    add("--norm", choices=["none", "batch", "layer"],
+        help="in D (default: none with a penalty, Section 4; else batch, authors' code)")
+    add("--beta1", type=runs.number(0, 1), help="Adam's (Algorithm 1: 0; authors' code: 0.5)")
+    add("--sample-every", type=runs.whole(1), default=500, metavar="N",
+        help="iterations between sample grids and held-out losses (default 500, ours)")
+    add("--score-every", type=runs.whole(0), default=1_000, metavar="N",
+        help="iterations between Inception scores (default 1000, authors' code; 0: never)")
+    add("--score-samples", type=runs.whole(10), default=1_000, metavar="N",
+        help="samples per score (default 1000, authors' code)")
+    add("--final-samples", type=runs.whole(10), default=50_000, metavar="N",
+        help="samples of one more score at the end (default 50000, authors' code for Table 3)")
+    add("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
+    add("--figure", action="store_true", help="draw Figure 3 from the runs in --out (default runs)")
+    args = fast.parse(parser)
+    if args.beta1 is not None and wgan_gp.METHODS[args.method].optimizer != "adam":
+        parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp: leave it out")
+
+    # runs/cifar-wgan-gp, or that with more of what was chosen
+    name = Path(args.data).resolve().name.replace("cifar10", "cifar") + f"-{args.method}"
+    for flag in ("dim", "norm", "beta1"):
+        if getattr(args, flag) != parser.get_default(flag):
+            name += f"-{flag}-{getattr(args, flag)}"
+    if args.seed:
+        name += f"-seed{args.seed}"
+    if not args.figure:
+        args.out = args.out or f"runs/{name}"
+    return args
+
+
+def generator(args):
+    """Return the generator, its latents and the conversion of its output to bytes. sample.py calls it."""
+    G = models.cifar_generator(args.dim).to(args.device)
+    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    return G, latents, data.to_bytes
 
 
 def main():
     args = parse()
     if args.figure:
-        draw_figure(Path(args.out or "runs"))
-    else:
-        train(args)
+        return draw_figure(Path(args.out or "runs"))
 
+    # data, and the network that scores samples
+    out = runs.check_out(args, args.out)
+    images, _ = data.images(args.data, args.data_dir, size=32, leave_out=out)
+    held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, leave_out=out)
+    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
+    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
+    run = runs.Run(args, out, COLUMNS, CHARTS, images)
 
-def parse():
-    parser = runs.flags(__doc__, data="cifar10", iterations=200_000, batch_size=64)
-    parser.add_argument("--method", choices=wgan_gp.METHODS, default="wgan-gp", help="the training method (Section 5.3)")
-    parser.add_argument("--figure", action="store_true", help="draw Figure 3 from the runs in --out (default runs)")
-    parser.add_argument("--dim", type=runs.whole(1), default=64,
-                        help="width of both networks (default 64, which the authors' code calls better than its 128)")
-    parser.add_argument("--norm", choices=["auto", "none", "batch", "layer"], default="auto",
-                        help="normalisation in D (default: none with a penalty, Section 4; otherwise batch)")
-    parser.add_argument("--beta1", type=runs.number(0, 1), help="Adam's (Algorithm 1: 0; the authors' code: .5)")
-    parser.add_argument("--sample-every", type=runs.whole(1), default=500, metavar="N",
-                        help="iterations between pictures, and between looks at the held-out images (default 500)")
-    parser.add_argument("--score-every", type=runs.whole(0), default=1_000, metavar="N",
-                        help="iterations between Inception scores (default 1000; 0: never)")
-    parser.add_argument("--score-samples", type=runs.whole(10), default=1_000, metavar="N",
-                        help="samples scored each time (default 1000, as in the authors' code)")
-    parser.add_argument("--final-samples", type=runs.whole(10), default=50_000, metavar="N",
-                        help="samples scored after the last iteration (default 50000)")
-    parser.add_argument("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
-    args = fast.parse(parser)
-    if args.beta1 is not None and args.method not in wgan_gp.ADAM:
-        parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
-    return args
+    # method and networks. The gradient penalty needs a D without batch norm (Section 4)
+    method = wgan_gp.METHODS[args.method]
+    if args.beta1 is not None:
+        method = method._replace(beta1=args.beta1)
+    norm = args.norm or ("none" if method.lam else "batch")
+    G, latents, to_bytes = generator(args)
+    D = models.cifar_critic(args.dim, None if norm == "none" else norm).to(args.device)
+    opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
+    fixed_z, = latents(100)
 
-
-def train(args):
-    """One curve of Figure 3: Algorithm 1 by one method, with pictures, held-out loss and scores."""
-    method = wgan_gp.METHODS[args.method].with_beta1(args.beta1)
-    # No batch norm where there is a penalty: it would tie the examples of a batch to each other (Section 4).
-    norm = args.norm if args.norm != "auto" else "none" if method.lam else "batch"
-    norm = None if norm == "none" else norm
-    name = "cifar" if args.data == "cifar10" else Path(args.data).resolve().name
-    out = runs.folder(args, f"runs/{name}-{args.method}")
-    with runs.one_first():
-        images, _ = data.images(args.data, args.data_dir, size=32, cache_dir=out)
-        held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
-    batches = data.batches(images, runs.share(args.batch_size), data.from_bytes, args.device, resident=args.fast)
-    scores = args.score_every and runs.RANK == 0
-    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
-    run = runs.Run(args, out, columns=[
-        "held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation", "samples_scored",
-        "final_score", "final_deviation", "final_samples"], data=images,
-        charts=[("Inception score", ["inception_score", "final_score"])])
-    G, D = models.cifar_generator(args.dim).to(args.device), models.cifar_critic(args.dim, norm).to(args.device)
-    opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
-    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
-    fixed_z = torch.randn(100, models.LATENT, generator=torch.Generator().manual_seed(args.seed)).to(args.device)
-
+    # resume or start, and train: Algorithm 1
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
-    networks = fast.in_bfloat16(G, D) if args.bf16 else (G, D)
-    for step in (fast if args.fast else wgan_gp).train(
-            *networks, batches, latents, opt_G, opt_D, method,
-            iterations=args.iterations, start=start, seed=runs.own_seed(args.seed)):
-        last, measured = step.iteration == args.iterations, {}
-        if run.first and (step.iteration % args.sample_every == 0 or last):
+    train = fast.choose(args)
+    for step in train(G, D, batches, latents, opt_G, opt_D, method, args.iterations, start, args.seed):
+        measured = {}
+
+        # now and then: the critic loss on held-out images, and samples, always of the same latents
+        if run.every(args.sample_every, step):
             with run.clock_stopped():
-                everything = data.in_order(held_out, args.batch_size, data.from_bytes, args.device)
-                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, everything, latents, method)
+                x = data.in_order(held_out, args.batch_size, data.from_bytes, args.device)
+                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, x, latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
-                x_tilde = wgan_gp.sample(G, lambda m: (fixed_z,), 100)
-                runs.save_png(runs.image_grid(data.to_bytes(x_tilde), columns=10), run.sample_path(step.iteration))
-        if net and (step.iteration % args.score_every == 0 or last):
+                samples = wgan_gp.sample(G, lambda m: (fixed_z,), 100, convert=to_bytes)
+                run.save_images(step, samples, columns=10)
+
+        # less often: the Inception score, and at the end that of many samples, which is higher
+        if net and run.every(args.score_every, step, when_stopped=False):
             with run.clock_stopped():
-                mean, deviation = score(G, latents, args.score_samples, net)
-                measured.update(inception_score=mean, inception_deviation=deviation, samples_scored=args.score_samples)
-                if last:  # many samples score higher than few, so this is no point of the curve
-                    mean, deviation = score(G, latents, args.final_samples, net)
-                    measured.update(final_score=mean, final_deviation=deviation, final_samples=args.final_samples)
+                samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)
+                score, deviation = inception.inception_score(samples, net)
+                measured.update(inception_score=score, inception_deviation=deviation, samples_scored=len(samples))
+                if step.iteration == args.iterations:
+                    samples = wgan_gp.sample(G, latents, args.final_samples, convert=to_bytes)
+                    score, deviation = inception.inception_score(samples, net)
+                    measured.update(final_score=score, final_deviation=deviation, final_samples=len(samples))
+
         run.log(step, **measured)
-        run.checkpoint(step.iteration)
+        run.checkpoint(step)
     run.finish()
 
 
-def score(G, latents, n, net):
-    """The Inception score of n samples, and its deviation over 10 splits."""
-    return inception.inception_score(wgan_gp.sample(G, latents, n, convert=data.to_bytes), net)
-
+# ---- Figure 3 ----
 
 def draw_figure(folder):
-    """Figure 3 from the logs of runs in `folder`; below it, how far their critics hold real and generated apart."""
-    logs = {label: runs.read_log(folder / f"cifar-{method}") for method, label in FIGURE_3.items()
-            if (folder / f"cifar-{method}" / "log.csv").exists()}
-    if not logs:
-        raise runs.Mistake(f"no run called cifar-<method> in {folder}: train some first, or say where with --out")
-    rows = []
+    """Draw Figure 3, and below it the Wasserstein estimates, from the runs cifar-METHOD and cifar-METHOD-seedN.
+
+    Of several seeds: the mean, and a band from the lowest to the highest.
+    """
+    logs = {}
+    for method, label in FIGURE_3.items():
+        found = [*folder.glob(f"cifar-{method}/log.csv"), *folder.glob(f"cifar-{method}-seed*/log.csv")]
+        if found:
+            logs[label] = [runs.read_log(path.parent) for path in found]
+    for log in sum(logs.values(), []):
+        log["wasserstein"] = plots.smooth(log["wasserstein"], len(log["wasserstein"]) // 100)
+
+    charts, colours = [], dict(zip(FIGURE_3.values(), plots.COLOURS))
     for column, title, log_y in [("inception_score", "Inception score", False),
-                                 ("wasserstein", "mean D(x) - mean D(G(z))", True)]:
-        measured = {label: np.isfinite(log[column]) for label, log in logs.items()}
-        if not any(there.any() for there in measured.values()):
-            continue  # trained without the Inception weights
-        over = lambda x, scale: {label: (log[x][measured[label]] * scale, log[column][measured[label]])
-                                 for label, log in logs.items()}
-        rows.append([runs.line_chart(over("iteration", 1), title, "generator iterations", log_y=log_y),
-                     runs.line_chart(over("seconds", 1 / 3600), title, "wall-clock time (hours)", log_y=log_y)])
-    if not rows:
-        raise runs.Mistake(f"the runs in {folder} have not logged anything yet: let them run for a while")
-    runs.save_png(runs.beside(rows), folder / "figure3.png")
-    scored = sum(np.isfinite(log["inception_score"]).any() for log in logs.values())
-    print(f"drew {len(logs)} of 4 runs, {scored} of them with Inception scores: {folder / 'figure3.png'}")
+                                 ("wasserstein", "mean D(x) - mean D(G(z)), smoothed", True)]:
+        row = []
+        for x, unit, x_label in [("iteration", 1, "generator iterations"), ("seconds", 3600, "hours of training")]:
+            lines, band = {}, {}
+            for label, seeds in logs.items():
+                xs, ys = over_seeds(seeds, x, column)
+                if len(xs):
+                    lines[label] = xs / unit, ys.mean(axis=0)
+                    band[label] = xs / unit, ys.min(axis=0), ys.max(axis=0)
+            row.append(plots.line_chart(lines, title, x_label, log_y=log_y, band=band, colours=colours))
+        if lines:
+            charts.append(row)
+    if not charts:
+        raise runs.Mistake(f"no run in {folder} is called cifar-METHOD and has a log: train some, or set --out")
+    runs.save_picture(plots.beside(charts), folder / "figure3.png")
+    print(f"drew {sum(map(len, logs.values()))} runs of {len(logs)} methods: {folder / 'figure3.png'}")
+
+
+def over_seeds(logs, x, y):
+    """Return the mean of column x over several runs, and column y of each, where all have measured y."""
+    n = min(len(log[y]) for log in logs)  # a log has a row for each iteration
+    xs, ys = np.array([log[x][:n] for log in logs]), np.array([log[y][:n] for log in logs])
+    rows = np.flatnonzero(np.isfinite(ys).all(axis=0))
+    rows = rows[::max(len(rows) // 500, 1)]  # enough for a picture
+    return xs.mean(axis=0)[rows], ys[:, rows]
 
 
 if __name__ == "__main__":
-    runs.main(main)
+    runs.main(fast.processes(main))

@@ -1,17 +1,20 @@
 """Table 3, Section 5.4, Appendices F and G: the CIFAR-10 ResNet, unsupervised and conditional.
 
-    python train_cifar_resnet.py                      unsupervised: the paper's Inception score is 7.86 +- .07
-    python train_cifar_resnet.py --conditional        with labels, AC-GAN: 8.42 +- .10
-    python train_cifar_resnet.py --summary            Appendix F's two tables, from the networks themselves
-    python train_cifar_resnet.py --data shapes        the same with no download
+    python train_cifar_resnet.py                  unsupervised: the paper scores 7.86 +- .07
+    python train_cifar_resnet.py --conditional    with labels, AC-GAN: 8.42 +- .10
+    python train_cifar_resnet.py --table          Table 3 from the runs in runs/, of one seed or several
+    python train_cifar_resnet.py --summary        Appendix F's two tables, from the networks themselves
+    python train_cifar_resnet.py --data shapes    no download: drawings, with labels too
 
-100,000 iterations of Adam 2e-4 (0, .9), decayed linearly to 0; 5 critic steps on 64 images, then the generator's on
-128 (Appendix F says 64; the authors' code, which the scores come from, has 128). Samples as in Figure 6: a class a
-column if conditional. What has been measured here, and what has not: results/cifar-resnet.
+100,000 iterations of Adam 2e-4 (0, 0.9), decayed linearly to 0. The critic takes 5 steps on 64 images
+each, then the generator one on 128 (Appendix F: 64; but the scores come from the authors' code).
+Samples are as in Figure 6: a class per column if conditional. Our runs: results/cifar-resnet. The
+paper does not say whether its scores are of the last iteration or of the best. --table has both.
 """
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -22,144 +25,203 @@ import models
 import runs
 import wgan_gp
 
-
-def main():
-    args = parse()
-    if args.summary:
-        summary(args)
-    else:
-        train(args)
+COLUMNS = ["held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated",
+           "inception_score", "inception_deviation", "samples_scored"]
+CHARTS = [("classification accuracy", ["accuracy_real", "accuracy_generated"]),
+          ("Inception score", ["inception_score"])]
 
 
 def parse():
     parser = runs.flags(__doc__, data="cifar10", iterations=100_000, batch_size=64)
-    parser.add_argument("--conditional", action="store_true", help="AC-GAN: labels for both networks (Section 5.4)")
-    parser.add_argument("--summary", action="store_true", help="print Appendix F's tables of the networks and leave")
-    parser.add_argument("--generator-batch", type=runs.whole(2), default=128, metavar="N",
-                        help="examples in the generator's batch (default 128, as released; Appendix F: 64)")
-    parser.add_argument("--dim", type=runs.whole(1), default=128, help="channels of both networks (Appendix F: 128)")
-    parser.add_argument("--lr", type=runs.number(1e-9), default=2e-4, help="Adam's learning rate (Appendix F: 2e-4)")
-    parser.add_argument("--beta1", type=runs.number(0, 1), default=0.0,
-                        help="Adam's (Algorithm 1 and the authors' code: 0)")
-    parser.add_argument("--sample-every", type=runs.whole(1), default=500, metavar="N",
-                        help="iterations between pictures, and between looks at the held-out images (default 500)")
-    parser.add_argument("--score-every", type=runs.whole(0), default=5_000, metavar="N",
-                        help="iterations between Inception scores (default 5000; 0: never)")
-    parser.add_argument("--score-samples", type=runs.whole(10), default=50_000, metavar="N",
-                        help="samples scored each time (default 50000, as in the authors' code)")
-    parser.add_argument("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
-    return fast.parse(parser)
+    add = parser.add_argument
+    add("--conditional", action="store_true", help="labels for both networks, AC-GAN (Section 5.4)")
+    add("--generator-batch", type=runs.whole(2), default=128, metavar="N",
+        help="examples in the generator's batch (default 128, authors' code; Appendix F: 64)")
+    add("--dim", type=runs.whole(1), default=128, help="width (default 128, Appendix F)")
+    add("--lr", type=runs.number(1e-9), default=2e-4, help="Adam's at first (default 2e-4, Appendix F)")
+    add("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (default 0, Algorithm 1)")
+    add("--sample-every", type=runs.whole(1), default=500, metavar="N",
+        help="iterations between sample grids and held-out losses (default 500, ours)")
+    add("--score-every", type=runs.whole(0), default=5_000, metavar="N",
+        help="iterations between Inception scores (default 5000; authors' code: 1000; 0: never)")
+    add("--score-samples", type=runs.whole(10), default=50_000, metavar="N",
+        help="samples per score (default 50000, authors' code)")
+    add("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
+    add("--table", action="store_true", help="print Table 3 from the runs in --out (default runs)")
+    add("--summary", action="store_true", help="print Appendix F's tables of the networks")
+    args = fast.parse(parser)
+
+    # runs/cifar-resnet, or that with more of what was chosen
+    name = Path(args.data).resolve().name.replace("cifar10", "cifar") + "-resnet"
+    if args.conditional:
+        name += "-conditional"
+    for flag in ("generator_batch", "dim", "lr", "beta1"):
+        if getattr(args, flag) != parser.get_default(flag):
+            name += f"-{flag}-{getattr(args, flag)}"
+    if args.seed:
+        name += f"-seed{args.seed}"
+    if not args.table:
+        args.out = args.out or f"runs/{name}"
+    return args
 
 
-# AC-GAN's two terms: D learns the classes from real images only, with weight 1; G is told, with weight .1, to make
-# images that D puts into the class they were asked for. The authors' code has these weights. Each term passes D's
-# features once more: sharing them with the score would save that pass, and cost the loop its shape.
+def generator(args):
+    """Return the generator, its latents and the conversion of its output to bytes. sample.py calls it."""
+    G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
+
+    def latents(m):
+        z = torch.randn(m, models.LATENT, device=args.device)
+        if args.conditional:
+            return z, torch.randint(10, (m,), device=args.device)
+        return (z,)
+
+    return G, latents, partial(data.to_bytes, top=255.99)
+
+
+# AC-GAN's two terms, weighted as in the authors' code. D learns the classes from real images only.
+# G learns to make images that D puts into the class they were made for.
 
 def critic_term(D, x, y):
-    """Added to D's loss: x real (m, 3, 32, 32), y their classes (m,)."""
+    """Return what is added to the critic loss. x: real (m, 3, 32, 32), y: their classes (m,)."""
     return F.cross_entropy(D.classify(x), y)
 
 
 def generator_term(D, x_tilde, y):
-    """Added to G's loss: x_tilde generated (m, 3, 32, 32), y the classes asked for (m,)."""
+    """Return what is added to the generator loss. x_tilde: generated, y: the classes asked for."""
     return 0.1 * F.cross_entropy(D.classify(x_tilde), y)
 
 
-def train(args):
-    """One row of Table 3: Algorithm 1, with pictures, held-out loss and scores."""
-    method = wgan_gp.WGAN_GP._replace(optimizer=partial(torch.optim.Adam, lr=args.lr, betas=(args.beta1, 0.9)))
-    name = "cifar" if args.data == "cifar10" else Path(args.data).resolve().name
-    out = runs.folder(args, f"runs/{name}-resnet{'-conditional' * args.conditional}")
-    with runs.one_first():
-        images, labels = data.images(args.data, args.data_dir, size=32, cache_dir=out)
-        held_out, held_out_labels = data.images(args.data, args.data_dir, size=32, train=False, cache_dir=out)
-    if args.conditional:
-        if labels is None:
-            raise runs.Mistake(f"{args.data} has no labels: leave --conditional out, or choose cifar10 or shapes")
-        method = method._replace(critic_term=critic_term, generator_term=generator_term)
-    else:
+def in_halves(G):
+    """Return G with each batch in two halves, so that its batch norm sees half as many images.
+
+    The authors' code splits training batches over two "devices", even on one GPU, but not samples.
+    """
+    return lambda *z: torch.cat([G(*half) for half in zip(*[part.chunk(2) for part in z])])
+
+
+def main():
+    args = parse()
+    if args.summary:
+        return print_summary(args)
+    if args.table:
+        return print_table(Path(args.out or "runs"))
+    if args.conditional and args.data not in ("cifar10", "shapes"):
+        raise runs.Mistake(f"{args.data} has no labels: leave out --conditional, or use cifar10 or shapes")
+
+    # data, and the network that scores samples
+    out = runs.check_out(args, args.out)
+    images, labels = data.images(args.data, args.data_dir, size=32, leave_out=out)
+    held_out, held_out_labels = data.images(args.data, args.data_dir, size=32, train=False, leave_out=out)
+    if not args.conditional:
         labels = held_out_labels = None
-    batch, generator_batch = runs.share(args.batch_size), runs.share(args.generator_batch, "--generator-batch")
-    batches = data.batches(images, batch, data.from_bytes_noisy, args.device, labels, resident=args.fast)
-    scores = args.score_every and runs.RANK == 0
-    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if scores else None
-    run = runs.Run(args, out, columns=[
-        "held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated",
-        "inception_score", "inception_deviation", "samples_scored"], data=images,
-        charts=[("classification accuracy", ["accuracy_real", "accuracy_generated"]),
-                ("Inception score", ["inception_score"])])
+    batches = data.batches(images, args.batch_size, data.from_bytes_noisy, args.device, labels)
+    in_order = lambda m: data.in_order(held_out, m, data.from_bytes_noisy, args.device, held_out_labels)
+    net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
+    run = runs.Run(args, out, COLUMNS, CHARTS, images, decays=True)
 
-    G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
-    D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)
-    opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
-    to_bytes = partial(data.to_bytes, top=255.99)
-
-    def latents(m):
-        z = torch.randn(m, models.LATENT, device=args.device)
-        return (z, torch.randint(10, (m,), device=args.device)) if args.conditional else (z,)
-
-    fixed = (torch.randn(100, models.LATENT, generator=torch.Generator().manual_seed(args.seed)).to(args.device),)
+    # method and networks
+    method = wgan_gp.WGAN_GP._replace(lr=args.lr, beta1=args.beta1)
     if args.conditional:
-        fixed += (torch.arange(10, device=args.device).repeat(10),)  # row by row: a class a column, as in Figure 6
+        method = method._replace(critic_term=critic_term, generator_term=generator_term)
+    G, latents, to_bytes = generator(args)
+    D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)
+    opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
+    fixed_z, *fixed_y = latents(100)
+    if args.conditional:
+        fixed_y = [torch.arange(10, device=args.device).repeat(10)]  # a class per column
 
+    # resume or start, and train: Algorithm 1
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
-    networks = fast.in_bfloat16(G, D) if args.bf16 else (G, D)
-    for step in (fast if args.fast else wgan_gp).train(
-            *networks, batches, latents, opt_G, opt_D, method, iterations=args.iterations, start=start,
-            seed=runs.own_seed(args.seed), decay=True, generator_batch=generator_batch):
-        last, measured = step.iteration == args.iterations, {}
-        if run.first and (step.iteration % args.sample_every == 0 or last):
+    train = fast.choose(args)
+    for step in train(in_halves(G), D, batches, latents, opt_G, opt_D, method, args.iterations, start, args.seed,
+                      decay=True, generator_batch=args.generator_batch):
+        measured = {}
+
+        # now and then: the critic loss on held-out images, and samples, always of the same latents
+        if run.every(args.sample_every, step):
             with run.clock_stopped():
-                everything = data.in_order(held_out, args.batch_size, data.from_bytes_noisy, args.device, held_out_labels)
-                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, everything, latents, method)
+                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, in_order(args.batch_size), latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
+                samples = wgan_gp.sample(G, lambda m: (fixed_z, *fixed_y), 100, convert=to_bytes)
+                run.save_images(step, samples, columns=10)
                 if args.conditional:
-                    real = next(data.in_order(held_out, 1_000, data.from_bytes_noisy, args.device, held_out_labels))
-                    measured.update(accuracies(D, G, real, latents(1_000)))
-                x_tilde = wgan_gp.sample(G, lambda m: fixed, 100)
-                runs.save_png(runs.image_grid(to_bytes(x_tilde), columns=10), run.sample_path(step.iteration))
-        if net and (step.iteration % args.score_every == 0 or last):
+                    measured.update(accuracies(G, D, next(in_order(1_000)), latents(1_000)))
+
+        # less often: the Inception score
+        if net and run.every(args.score_every, step, when_stopped=False):
             with run.clock_stopped():
                 samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)
                 score, deviation = inception.inception_score(samples, net)
                 measured.update(inception_score=score, inception_deviation=deviation, samples_scored=len(samples))
+
         run.log(step, **measured)
-        run.checkpoint(step.iteration)
+        run.checkpoint(step)
     run.finish()
 
 
 @torch.no_grad()
-def accuracies(D, G, real, latents):
-    """The share of real (held-out), and of generated, images that D's classifier puts into their class."""
+def accuracies(G, D, real, latents):
+    """Return the shares of real images (x, y) and of generated ones that D puts into their class."""
     (x, y), (z, y_tilde) = real, latents
-    return {"accuracy_real": (D.classify(x).argmax(1) == y).float().mean().item(),
-            "accuracy_generated": (D.classify(G(z, y_tilde)).argmax(1) == y_tilde).float().mean().item()}
+    right, right_tilde = D.classify(x).argmax(1) == y, D.classify(G(z, y_tilde)).argmax(1) == y_tilde
+    return {"accuracy_real": right.float().mean().item(), "accuracy_generated": right_tilde.float().mean().item()}
 
 
-def summary(args):
-    """Appendix F's tables: each part with the shape of its output and the number of its weights."""
-    G = models.CifarResNetGenerator(args.dim, args.conditional)
-    D = models.CifarResNetCritic(args.dim, args.conditional)
-    z, y = torch.randn(2, models.LATENT), [torch.arange(2)] if args.conditional else []
-    G_rows = [("z", "-", "-", None, (models.LATENT,)), ("Linear", "-", "-", G.linear, (args.dim, 4, 4))]
-    G_rows += [("Residual block", "[3x3] x 2", "Up", block, None) for block in G.blocks]
-    G_rows += [("Norm, ReLU, conv, tanh", "3x3", "-", torch.nn.ModuleList([G.norm, G.conv]), (3, 32, 32))]
-    D_rows = [("Residual block", "[3x3] x 2", "Down" if i < 2 else "-", block, None) for i, block in enumerate(D.blocks)]
-    D_rows += [("ReLU, mean pool", "-", "-", None, (args.dim,)), ("Linear", "-", "-", D.score, (1,))]
-    if args.conditional:
-        D_rows += [("Linear, of the classes", "-", "-", D.label, (10,))]
-    shapes = {}
-    for block in [*G.blocks, *D.blocks]:
-        block.register_forward_hook(lambda block, _, out: shapes.update({block: tuple(out.shape[1:])}))
-    D(G(z, *y))
-    for title, network, rows in [("Generator G(z)", G, G_rows), ("Critic D(x)", D, D_rows)]:
-        print(f"{title:<24}{'Kernel size':<13}{'Resample':<10}{'Output shape':<15}{'Weights':>10}")
-        for name, kernel, resample, part, shape in rows:
-            shape = " x ".join(map(str, shape or shapes[part]))
-            weights = sum(p.numel() for p in part.parameters()) if part else 0
-            print(f"{name:<24}{kernel:<13}{resample:<10}{shape:<15}{weights:>10,}")
-        print(f"{'':<62}{sum(p.numel() for p in network.parameters()):>10,}\n")
+# ---- Table 3 ----
+
+def print_table(folder):
+    """Print Table 3 from the runs cifar-resnet and cifar-resnet-conditional, and those with -seedN."""
+    row = "{:<14}{:>5}{:>12}{:>9}   {:<15}{:<15}{}".format
+    print(row("", "seeds", "iterations", "samples", "last score", "best score", "paper"))
+    for method, name, paper in [("unsupervised", "cifar-resnet", "7.86 +- .07"),
+                                ("conditional", "cifar-resnet-conditional", "8.42 +- .10")]:
+        last, best = [], []
+        for path in [*folder.glob(f"{name}/log.csv"), *folder.glob(f"{name}-seed*/log.csv")]:
+            log = runs.read_log(path.parent)
+            columns = ["inception_score", "inception_deviation", "samples_scored", "iteration"]
+            scores = np.stack([log[column] for column in columns], axis=1)
+            scores = scores[np.isfinite(scores[:, 0])]
+            if len(scores):
+                last.append(scores[-1])
+                best.append(scores[scores[:, 0].argmax()])
+        if last:
+            *_, samples, iterations = [f"{least:,.0f}" for least in np.min(last, axis=0)]
+            print(row(method, len(last), iterations, samples, over_seeds(last), over_seeds(best), paper))
+        else:
+            print(row(method, 0, "-", "-", "-", "-", paper))
+    print(f"from the logs in {folder}. +- is over seeds, or of one seed over 10 parts of its samples.")
+
+
+def over_seeds(scores):
+    """Return the mean of several seeds' scores and their deviation, or one seed's score and its own."""
+    mean, deviation = scores[0][:2]
+    if len(scores) > 1:
+        mean, deviation = np.mean(scores, axis=0)[0], np.std(scores, axis=0)[0]
+    return f"{mean:.2f} +- {deviation:.2f}"
+
+
+# ---- Appendix F's tables ----
+
+def print_summary(args):
+    """Print the parts of both networks: kernel sizes, output shape, number of weights."""
+    G, latents, _ = generator(args)
+    D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)
+
+    def show(part, _, output):
+        kernels = [f"{m.kernel_size[0]}x{m.kernel_size[1]}" for m in part.modules() if hasattr(m, "kernel_size")]
+        shape = " x ".join(map(str, output.shape[1:]))
+        weights = sum(w.numel() for w in part.parameters())
+        print(f"{type(part).__name__:<24}{', '.join(kernels[:3]):<17}{shape:<17}{weights:>9,}")
+
+    heads = [D.score, D.label] if args.conditional else [D.score]
+    for part in [G.linear, *G.blocks, G.norm, G.conv, *D.blocks, *heads]:
+        part.register_forward_hook(show)
+    features = D.features(G(*latents(2)))
+    for head in heads:
+        head(features)
+    for network in (G, D):
+        print(f"{type(network).__name__:<58}{sum(w.numel() for w in network.parameters()):>9,}")
 
 
 if __name__ == "__main__":
-    runs.main(main)
+    runs.main(fast.processes(main))

@@ -1,302 +1,471 @@
-"""Every script through its command line, for a few iterations; interrupted, killed, resumed, and given bad input."""
+"""Properties of all nine scripts, through their command lines: one parametrised test each."""
+import gc
+import importlib
 import json
+import random
+import re
+from functools import partial
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import data
-import inception
+import models
 import runs
 import wgan_gp
-from conftest import ctrl_c_after, objects, rows, same, states
+from conftest import below, ctrl_c_after, objects, rows, same, states
+from test_train_mnist import write_digits
 
-ROOT = Path(__file__).resolve().parent.parent
-CIFAR = ["train_cifar.py", "--data", "shapes", "--dim", "2", "--batch-size", "4", "--score-every", "0"]
+IMAGES = ["--data", "shapes", "--batch-size", "4"]
 SMALL = {  # name: a command that trains a small version of a script, without --iterations and --out
     "toy": ["train_toy.py", "--data", "8gaussians", "--dim", "8", "--batch-size", "16"],
     "toy gan": ["train_toy.py", "--train-generator", "--dim", "8", "--batch-size", "16"],
-    "cifar": CIFAR,
-    "cifar resnet": ["train_cifar_resnet.py", "--data", "shapes", "--dim", "2", "--batch-size", "4",
-                     "--generator-batch", "6", "--score-every", "0"],
-    "cifar resnet, conditional": ["train_cifar_resnet.py", "--conditional", "--data", "shapes", "--dim", "2",
-                                  "--batch-size", "4", "--generator-batch", "6", "--score-every", "0"],
-    "lsun": ["train_lsun.py", "--data", "shapes", "--dim", "4", "--batch-size", "4"],
-    "lsun, clipping": ["train_lsun.py", "--architecture", "resnet101", "--method", "wgan", "--data", "shapes", "--dim", "4",
-                       "--batch-size", "4"],
+    "swiss roll": ["train_swiss_roll.py", "--dim", "8", "--depth", "3", "--batch-size", "16"],
+    "proposition": ["train_proposition.py", "--data", "rings", "--dim", "8", "--batch-size", "16"],
+    "cifar": ["train_cifar.py", *IMAGES, "--dim", "2", "--score-every", "0"],
+    "cifar resnet": ["train_cifar_resnet.py", *IMAGES, "--conditional", "--dim", "2", "--generator-batch", "6",
+                     "--score-every", "0"],
+    "mnist": ["train_mnist.py", "--data-dir", "{data}", "--subset", "24", "--dim", "2", "--batch-size", "8"],
+    "language": ["train_language.py", "--data", "{data}/text.txt", "--dim", "6", "--batch-size", "8"],
+    "lsun": ["train_lsun.py", *IMAGES, "--dim", "4"],
+    "random": ["train_random_architectures.py", "--index", "3", "--method", "wgan-gp", *IMAGES,
+               "--divide-filters", "32", "--score-samples", "0"],
 }
+SCRIPTS = sorted({command[0] for command in SMALL.values()})
+DECAYS = {"toy", "toy gan", "cifar resnet", "proposition"}  # the learning rate falls over --iterations
+SAMPLES = {"cifar": ".png", "cifar resnet": ".png", "mnist": ".png", "language": ".txt", "lsun": ".png",
+           "random": ".png", "toy gan": ".png"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with 60 and 20 images of MNIST, and text.txt."""
+    folder = tmp_path_factory.mktemp("data")
+    write_digits(folder)
+    words = "the a cat dog sat ran on under mat café 3 .".split()
+    lines = [" ".join(random.Random(i).choices(words, k=8)) for i in range(60)]
+    (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Few shapes instead of 20,000."""
+def few_shapes(monkeypatch):
     draw = data.shapes
     monkeypatch.setattr(data, "shapes", lambda n, seed=0, size=32: draw(min(n, 40), seed, size))
 
 
-def trained(call, command, out, iterations, *flags):
-    code, stdout, stderr = call(*command, "--iterations", iterations, "--out", out, *flags)
-    assert code == 0, stderr
-    return stdout, stderr
+@pytest.fixture
+def run(call, folder):
+    """run(name, out, iterations, *flags, code=0) runs a small script. It returns what was printed, stderr last."""
+    def run(name, out, iterations, *flags, code=0):
+        command = [word.format(data=folder) for word in SMALL[name]]
+        got, stdout, stderr = call(*command, "--iterations", iterations, "--out", out, *flags)
+        assert got == code, stderr
+        return stdout, stderr
+    return run
 
 
-# ---------------------------------------------------------------------------------------------------- each script
-
-@pytest.mark.parametrize("name", SMALL)
-def test_the_same_seed_gives_the_same_run_and_the_contracts_files(call, tmp_path, name):
-    a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "c"
-    trained(call, SMALL[name], a, 3)
-    trained(call, SMALL[name], b, 3)
-    assert same(states(a), states(b)) and rows(a) == rows(b)
-    trained(call, SMALL[name], c, 3, "--seed", "1")
-    assert not same(states(a), states(c))
-    for folder in {path.parent for path in a.rglob("log.csv")}:
-        log = runs.read_log(folder)
-        assert list(log)[:6] == runs.Run.COLUMNS and log["iteration"].tolist() == [1, 2, 3]
-        assert all(np.isfinite(log[column]).all() for column in runs.Run.COLUMNS)
-        config = json.loads((folder / "config.json").read_text())
-        assert config["script"] == SMALL[name][0] and config["flags"]["iterations"] == 3
-        assert Image.open(folder / "curves.png").width > 500
-        assert [held["iteration"] for held in objects(folder).values()] == [3]
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, name):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    trained(call, SMALL[name], whole, 5)
-    with ctrl_c_after(2):
-        code, _, stderr = call(*SMALL[name], "--iterations", 5, "--out", cut)
-    assert code == 130 and "saved iteration 2" in stderr and "--resume" in stderr
-    trained(call, SMALL[name], cut, 5, "--resume")
-    assert same(states(whole), states(cut)) and rows(whole) == rows(cut)
-
-
-# ------------------------------------------------------------------------------------------------------- train_toy
-
-def test_the_figure_has_six_surfaces_in_two_rows(call, tmp_path):
-    trained(call, ["train_toy.py", "--dim", "8", "--batch-size", "16"], tmp_path / "a", 2)
-    assert len(list((tmp_path / "a").glob("*/surface.png"))) == 6
-    figure, one = Image.open(tmp_path / "a" / "figure.png"), Image.open(tmp_path / "a" / "swissroll-wgan" / "surface.png")
-    assert 3 * one.width < figure.width < 4 * one.width and 2 * one.height < figure.height < 3 * one.height
-    pixels = np.asarray(figure.convert("RGB"))
-    panel = np.asarray(one.convert("RGB"))
-    found = [(y, x) for y in range(figure.height - one.height) for x in range(figure.width - one.width)
-             if (pixels[y, x:x + one.width:7] == panel[0, ::7]).all() and (pixels[y + 150, x:x + 60] == panel[150, :60]).all()
-             and (pixels[y:y + one.height, x:x + one.width] == panel).all()]
-    assert len(found) == 1 and found[0][1] > 2 * one.width and found[0][0] < 100  # top right: clipping, Swiss roll
-
-
-def test_samples_near_modes_are_counted():
-    import train_toy
-    centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    x = torch.tensor([[0.0, 0.29], [0.0, 0.31], [1.0, 0.0], [1.1, 0.1], [5.0, 5.0]])
-    assert train_toy.near_modes(x, centres, 0.1) == {"share_near_modes": pytest.approx(0.6), "modes_hit": 2}
-
-
-def test_the_fixed_generator_is_the_data_plus_unit_noise_paired(call, tmp_path, monkeypatch):
-    seen = []
-
-    def step(G, D, opt, x, z, *y, method):
-        seen.append((x, z, G(z, *y)))
-        return torch.zeros(3)
-    monkeypatch.setattr(wgan_gp, "critic_step", step)
-    trained(call, SMALL["toy"][:3] + ["--batch-size", "4000", "--dim", "4"], tmp_path / "a", 1)
-    for x, z, x_tilde in seen:
-        assert torch.equal(x_tilde, x + z)
-        assert z.std().item() == pytest.approx(1, abs=0.05) and z.mean().item() == pytest.approx(0, abs=0.05)
-        assert x.norm(dim=1).mean().item() == pytest.approx(2 / 1.414, rel=0.01)
-
-
-# ----------------------------------------------------------------------------------------------------- train_cifar
-
-@pytest.mark.parametrize("method", wgan_gp.METHODS)
-def test_each_method_trains_with_the_norm_that_it_needs(call, tmp_path, method):
-    trained(call, CIFAR, tmp_path / "a", 2, "--method", method)
-    D = objects(tmp_path / "a")[""]["objects"]["D"]
-    norms = [key for key, value in D.items() if key.endswith("weight") and value.dim() == 1]
-    assert len(norms) == (0 if "gp" in method else 2)
-    if method == "wgan":
-        assert max(value.abs().max() for value in D.values()) <= 0.01
-    log = runs.read_log(tmp_path / "a")
-    assert np.isfinite(log["held_out_loss"]).tolist() == [False, True]
-    samples = Image.open(tmp_path / "a" / "samples" / "000002.png")
-    assert samples.size == (10 * 34 - 2, 10 * 34 - 2)
+@pytest.fixture(scope="module")
+def finished():
+    return {}
 
 
 @pytest.fixture
-def pretend_inception(monkeypatch):
-    """A stand-in for the network and the score, which draws random numbers as nothing in a run may mind."""
-    scored = []
-
-    def score(images, net, **_):
-        assert images.dtype == torch.uint8 and images.shape[1:] == (3, 32, 32) and images.max() > 100
-        torch.manual_seed(len(scored))
-        scored.append(len(images))
-        return 1 + torch.rand(()).item(), 0.5
-    monkeypatch.setattr(inception, "load_or_warn", lambda *_: "a network")
-    monkeypatch.setattr(inception, "inception_score", score)
-    return scored
+def whole(run, finished, tmp_path_factory):
+    """whole(name) returns the folder of a run of 5 iterations that nothing disturbed."""
+    def whole(name):
+        if name not in finished:
+            finished[name] = tmp_path_factory.mktemp("whole") / "run"
+            run(name, finished[name], 5)
+        return finished[name]
+    return whole
 
 
-@pytest.mark.parametrize("name", ["cifar", "cifar resnet, conditional"])
-def test_scores_are_logged_and_disturb_nothing(call, tmp_path, pretend_inception, name):
-    trained(call, SMALL[name], tmp_path / "plain", 4)
-    flags = ["--score-every", 2, "--score-samples", 30] + (["--final-samples", 50] if name == "cifar" else [])
-    trained(call, SMALL[name], tmp_path / "scored", 4, *flags)
-    assert pretend_inception == [30, 30] + [50] * (name == "cifar")
-    log = runs.read_log(tmp_path / "scored")
-    assert np.isfinite(log["inception_score"]).tolist() == [False, True, False, True]
-    assert log["samples_scored"][[1, 3]].tolist() == [30, 30]
-    if name == "cifar":  # the last score is of more samples, so it has columns of its own
-        assert np.isfinite(log["final_score"]).tolist() == [False] * 3 + [True] and log["final_samples"][3] == 50
-    assert same(states(tmp_path / "plain"), states(tmp_path / "scored"))
+def assert_same_run(a, b):
+    """Weights and logs agree bit for bit, except that either run may have measured more often."""
+    assert same(states(a), states(b))
+    for where, log in rows(a).items():
+        for row, other in zip(log, rows(b)[where], strict=True):
+            assert all(row[name] == other[name] for name in row if row[name] and other[name])
 
 
-def test_without_the_inception_weights_there_is_one_warning_and_a_training(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(inception, "WEIGHTS_URL", "http://127.0.0.1:9/" + inception.WEIGHTS_FILE)
-    _, stderr = trained(call, CIFAR[:-2], tmp_path / "a", 1, "--data-dir", tmp_path)
-    warnings = [line for line in stderr.splitlines() if "Inception" in line and "without" in line]
-    assert len(warnings) == 1 and inception.WEIGHTS_FILE in warnings[0] and "127.0.0.1:9" in warnings[0]
-    assert np.isnan(runs.read_log(tmp_path / "a")["inception_score"]).all()
+# ---- runs ----
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_run_leaves_the_files_and_names_the_one_to_open(run, tmp_path, name):
+    out = tmp_path / "a"
+    stdout, stderr = run(name, out, 3)
+    line = [line for line in (stderr + stdout).splitlines() if line.startswith("done: ")][-1]
+    named = Path(re.search(r"\S+\.(png|txt|gif|csv|json)\b", line)[0])
+    assert named.is_file() and out in named.parents
+    for where, path in below(out, "log.csv").items():
+        log = runs.read_log(path.parent)
+        assert list(log)[:6] == runs.Run.COLUMNS and log["iteration"].tolist() == [1, 2, 3]
+        assert all(np.isfinite(log[column]).all() for column in ["critic_loss", "wasserstein", "penalty"])
+        config = json.loads((path.parent / "config.json").read_text())
+        assert config["script"] == SMALL[name][0] and config["flags"]["iterations"] == 3
+        assert Image.open(path.parent / "curves.png").width > 500
+        assert objects(path.parent)[""]["iteration"] == 3
+        assert (path.parent / "samples" / f"000003{SAMPLES[name]}").exists() if name in SAMPLES else True
+    run(name, tmp_path / "b", 3, "--seed", 1)
+    assert not same(states(out), states(tmp_path / "b"))
 
 
-def test_figure_3_from_the_runs_found(call, tmp_path):
-    code, _, stderr = call("train_cifar.py", "--figure", "--out", tmp_path)
-    assert code == 1 and "train some first" in stderr
-    for method in ("wgan-gp", "dcgan"):
-        trained(call, CIFAR, tmp_path / f"cifar-{method}", 2, "--method", method)
-    code, stdout, _ = call("train_cifar.py", "--figure", "--out", tmp_path)
-    assert code == 0 and "2 of 4" in stdout and Image.open(tmp_path / "figure3.png").width > 1000
+@pytest.mark.parametrize("name", SMALL)
+def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(run, whole, tmp_path, name):
+    cut = tmp_path / "cut"
+    with ctrl_c_after(2):
+        _, stderr = run(name, cut, 5, code=130)
+    last = stderr.splitlines()[-1]
+    assert "saved iteration 2" in last and "--resume" in last and "Traceback" not in stderr
+    named = Path(last.split()[-1])
+    assert named.is_file()
+    if name in SAMPLES:
+        assert named.name == f"000002{SAMPLES[name]}"
+    run(name, cut, 5, "--resume")
+    assert_same_run(whole(name), cut)
 
 
-# ---------------------------------------------------------------------------------------------- train_cifar_resnet
-
-def test_summary_is_appendix_fs_tables(call):
-    code, stdout, _ = call("train_cifar_resnet.py", "--summary")
-    rows = [line.split() for line in stdout.splitlines()]
-    shapes = [" ".join(row[-6:-1]) for row in rows if row and "x" in row]
-    assert [s for s in shapes if s.startswith("128 x")] == [
-        "128 x 4 x 4", "128 x 8 x 8", "128 x 16 x 16", "128 x 32 x 32",  # the generator
-        "128 x 16 x 16", "128 x 8 x 8", "128 x 8 x 8", "128 x 8 x 8"]  # the critic
-    assert "3 x 32 x 32" in stdout and stdout.count("Up") == 3 and stdout.count("Down") == 2
-
-
-def test_the_classification_loss_of_generated_images_does_not_train_the_critic(call, tmp_path, monkeypatch):
-    """In a critic step the classifier sees real images with their labels, and nothing else."""
-    import models
-    import train_cifar_resnet as script
-    seen = []
-
-    def classify(self, x):
-        seen.append((x.detach(), torch.is_grad_enabled()))
-        return self.label(self.features(x))
-    monkeypatch.setattr(models.CifarResNetCritic, "classify", classify)
-    torch.manual_seed(0)
-    G, D = models.CifarResNetGenerator(4, True), models.CifarResNetCritic(4, True)
-    method = wgan_gp.WGAN_GP._replace(critic_term=script.critic_term, generator_term=script.generator_term)
-    opt_G, opt_D = method.optimizer(G.parameters()), method.optimizer(D.parameters())
-    x, y, z = torch.rand(6, 3, 32, 32), torch.arange(6), torch.randn(6, 128)
-    before = [p.clone() for p in G.parameters()]
-    wgan_gp.critic_step(G, D, opt_D, x, z, y, method=method)
-    assert len(seen) == 1 and torch.equal(seen[0][0], x)
-    assert D.label.weight.grad.abs().sum() > 0 and all(map(torch.equal, before, G.parameters()))
-    before = [p.clone() for p in D.parameters()]
-    opt_D.zero_grad()
-    x_tilde = G(z, y).detach()
-    wgan_gp.generator_step(G, D, opt_G, z, y, method=method)
-    assert len(seen) == 2 and torch.allclose(seen[1][0], x_tilde, atol=1e-6)
-    assert all(map(torch.equal, before, D.parameters())) and all(p.grad is None for p in D.parameters())
-    assert all(p.grad is not None for p in G.parameters())
+@pytest.mark.parametrize("name", SMALL)
+def test_a_run_can_go_on_further_and_looking_disturbs_nothing(run, whole, tmp_path, name):
+    looks = [word for word in ("--sample-every", "--measure-every") if word in help_of(SMALL[name][0])]
+    flags = [word for look in looks for word in (look, 1)]
+    run(name, tmp_path / "run", 3, *flags)
+    if name in DECAYS:
+        _, stderr = run(name, tmp_path / "run", 5, "--resume", code=2)
+        assert "decays" in stderr.splitlines()[-1] and "--iterations" in stderr
+    else:
+        run(name, tmp_path / "run", 5, "--resume")
+        assert_same_run(whole(name), tmp_path / "run")
 
 
-def test_a_figure_of_runs_that_have_logged_nothing(call, tmp_path):
-    (tmp_path / "cifar-wgan").mkdir()
-    (tmp_path / "cifar-wgan" / "log.csv").write_text(",".join([*runs.Run.COLUMNS, "inception_score"]) + "\n")
-    code, _, stderr = call("train_cifar.py", "--figure", "--out", tmp_path)
-    assert code == 1 and "have not logged anything yet" in stderr and "Traceback" not in stderr
+@pytest.mark.parametrize("name", SMALL)
+def test_nothing_with_a_graph_stays_alive(run, tmp_path, monkeypatch, name):
+    """Else memory grows with every iteration."""
+    log, alive = runs.Run.log, []
+
+    def look(self, step, **measured):
+        assert not any(torch.is_tensor(value) for value in measured.values())
+        log(self, step, **measured)
+        self.flush()
+        if step.iteration > 1:
+            tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+            assert not [tensor for tensor in tensors if tensor.grad_fn is not None]
+            alive.append(len(tensors))
+    monkeypatch.setattr(runs.Run, "log", look)
+    run(name, tmp_path / "run", 4)
+    assert alive[0::3] == alive[1::3]  # after the second and the third iteration; the fourth measures
 
 
-def test_out_of_memory_is_one_line(call, tmp_path):
-    code, _, stderr = call("train_lsun.py", "--architecture", "mlp", "--dim", 2 ** 27, "--batch-size", 4,
-                           "--data", "shapes", "--out", tmp_path / "a")
-    assert code == 1 and "out of memory" in stderr.splitlines()[-1] and "Traceback" not in stderr
+# ---- mistakes ----
+
+def help_of(script):
+    return Path(runs.__file__).with_name(script).read_text()
 
 
-def test_the_generators_further_term_teaches_it_the_labels():
-    """A classifier that says which colour is strongest, and nothing but AC-GAN's term: G learns to obey."""
-    import models
-    import train_cifar_resnet as script
-
-    class Colours(torch.nn.Module):
-        def forward(self, x):
-            return x.mean((1, 2, 3))
-
-        def classify(self, x):
-            return 10 * x.mean((2, 3))
-    torch.manual_seed(0)
-    G, D = models.CifarResNetGenerator(4, True), Colours()
-    method = wgan_gp.WGAN_GP._replace(generator_loss=lambda fake: 0 * fake.mean(), generator_term=script.generator_term)
-    opt_G = torch.optim.Adam(G.parameters(), lr=1e-2)
-    for _ in range(40):
-        wgan_gp.generator_step(G, D, opt_G, torch.randn(24, 128), torch.randint(3, (24,)), method=method)
-    z, y = torch.randn(300, 128), torch.randint(3, (300,))
-    assert (D.classify(G(z, y)).argmax(1) == y).float().mean() > 0.8
+def one_line(stderr, *words):
+    """The last line has the words, and nothing but argparse's usage stands before it."""
+    *before, last = stderr.splitlines()
+    assert all(word in last for word in words), stderr
+    assert all(line.startswith(("usage: ", " ")) for line in before), stderr
 
 
-def test_conditional_needs_labels(call, tmp_path):
-    (tmp_path / "images").mkdir()
-    for i in range(20):
-        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
-    code, _, stderr = call("train_cifar_resnet.py", "--conditional", "--data", tmp_path / "images", "--out", tmp_path / "a")
-    assert code == 1 and "has no labels" in stderr and not (tmp_path / "a" / "config.json").exists()
+NEEDED = {"train_random_architectures.py": ["--index", "0", "--method", "gan"]}
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
-
-@pytest.mark.parametrize("command, code, says", [
-    (["train_cifar.py", "--data", "no-such"], 1, "choose cifar10, shapes or a folder of images"),
-    (["train_cifar.py", "--data", "shapes", "--batch-size", "100000"], 1, "fewer than a batch"),
-    (["train_cifar.py", "--method", "vae"], 2, "--method"),
-    (["train_cifar.py", "--method", "wgan", "--beta1", "0.5"], 2, "uses RMSProp"),
-    (["train_cifar.py", "--dim", "0"], 2, "--dim"),
-    ([*CIFAR, "--resume"], 2, "there is no checkpoint"),
-    (["train_toy.py", "--data", "9gaussians"], 2, "choose 8gaussians, 25gaussians, swissroll"),
-    (["train_toy.py", "--beta1", "1"], 2, "--beta1"),
-    (["train_toy.py", "--clip", "0"], 2, "--clip"),
-    (["train_toy.py", "--lr", "0"], 2, "--lr"),
-    (["train_toy.py", "--resume"], 2, "there is no checkpoint"),
-    (["train_cifar.py", "--data", "shapes", "--batch-size", "4", "--inception", "/no/such/file"], 1, "no such file of weights"),
-])
-def test_mistakes_are_one_line(call, tmp_path, command, code, says):
-    got, _, stderr = call(*command, "--out", tmp_path / "a")
-    lines = [line for line in stderr.splitlines() if "usage" not in line and not line.startswith(" ")]
-    assert got == code and says in lines[-1] and "Traceback" not in stderr
-    assert not (tmp_path / "a" / "config.json").exists()  # so that the mended command is not refused
-
-
-def test_no_archive_and_no_network(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CIFAR10_URLS", ["http://127.0.0.1:9/"])
-    code, _, stderr = call("train_cifar.py", "--data-dir", tmp_path / "data", "--out", tmp_path / "a")
-    line = stderr.splitlines()[-1]
-    assert code == 1 and "127.0.0.1:9" in line and "cifar-10-python.tar.gz" in line and "--data shapes" in line
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_that_cannot_be(call, tmp_path, monkeypatch, script):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wgan_gp, "critic_step", None)
+    (tmp_path / "file").write_text("")
+    for flags, says in {
+            "--no-such-flag": "--no-such-flag", "--iter 3": "--iter 3", "--iterations 0": "--iterations",
+            f"--iterations {2 ** 63}": "--iterations", "--batch-size 1": "--batch-size", "--seed -1": "--seed",
+            "--device abacus": "--device", "--out file/a": "is a file", "--resume": "no checkpoint in"}.items():
+        if script == "train_random_architectures.py" and flags == "--resume":
+            continue  # there it starts the runs that have not been started
+        code, _, stderr = call(script, *NEEDED.get(script, []), "--out", "a", *flags.split())
+        assert code == 2, flags
+        one_line(stderr, says)
     assert not (tmp_path / "a").exists()
 
 
-def test_a_truncated_archive(call, tmp_path):
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b\x08\x00 cut")
-    code, _, stderr = call("train_cifar.py", "--data-dir", tmp_path, "--out", tmp_path / "a")
-    assert code == 1 and "cifar-10-python.tar.gz" in stderr.splitlines()[-1] and "damaged" in stderr
+@pytest.mark.parametrize("command, code, says", [
+    ("train_cifar.py --data no-such", 1, "a folder of images"),
+    ("train_cifar.py --data shapes --batch-size 100000", 1, "than a batch"),
+    ("train_cifar.py --data shapes --batch-size 4 --inception no/such/file", 1, "no/such/file"),
+    ("train_cifar.py --method vae", 2, "--method"),
+    ("train_cifar.py --method wgan --beta1 0.5", 2, "uses RMSProp"),
+    ("train_cifar_resnet.py --conditional --data {data}", 1, "labels"),
+    ("train_toy.py --data 9gaussians", 2, "8gaussians, 25gaussians, swissroll"),
+    ("train_toy.py --beta1 1", 2, "--beta1"),
+    ("train_toy.py --clip 0", 2, "--clip"),
+    ("train_toy.py --lr 1e39", 2, "--lr"),
+    ("train_swiss_roll.py --data mnist", 2, "swissroll"),
+    ("train_proposition.py --data mnist", 2, "rings"),
+    ("train_mnist.py --data cifar10", 2, "--data cifar10"),
+    ("train_mnist.py --data-dir {data} --subset 61", 2, "lower --subset 61"),
+    ("train_mnist.py --data-dir {data} --subset 24 --batch-size 25", 1, "lower --batch-size"),
+    ("train_mnist.py --method wgan --beta1 0.5", 2, "uses RMSProp"),
+    ("train_language.py --data {data}/missing.txt", 1, "missing.txt"),
+    ("train_language.py --data {data}/text.txt --batch-size 61", 1, "than a batch"),
+    ("train_language.py --data {data}/t10k-images-idx3-ubyte.gz", 1, "t10k-images"),
+    ("train_language.py --length 3", 2, "--length"),
+    ("train_language.py --method dcgan --n-critic 2", 2, "--n-critic"),
+    ("train_language.py --method wgan --beta1 0.5", 2, "uses RMSProp"),
+    ("train_lsun.py --architecture mlp --size 128", 2, "--size"),
+    ("train_lsun.py", 1, "data/lsun"),
+    ("train_lsun.py --data shapes --architecture mlp --dim 1000000", 2, "--dim"),
+    ("train_random_architectures.py --index 0", 2, "--method"),
+    ("train_random_architectures.py --index 9216 --method gan", 2, "--index"),
+    ("train_random_architectures.py --index 0 --method gan", 1, "image-net.org"),
+])
+def test_mistakes_are_one_line(call, folder, tmp_path, monkeypatch, command, code, says):
+    monkeypatch.chdir(tmp_path)
+    command = [word.format(data=folder) for word in command.split()]
+    got, _, stderr = call(*command, "--out", tmp_path / "a")
+    assert got == code
+    one_line(stderr, says)
+    assert not (tmp_path / "a" / "config.json").exists()  # so that the corrected command is not refused
 
 
-def test_a_finished_run_is_not_overwritten(call, tmp_path, monkeypatch):
-    trained(call, CIFAR, tmp_path / "a", 1)
-    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "images", None)  # that is said before anything is loaded, let alone downloaded
-        code, _, stderr = call(*CIFAR, "--iterations", 1, "--out", tmp_path / "a")
-    assert code == 2 and "already holds a run" in stderr
-    assert before == {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    code, _, stderr = call(*CIFAR, "--iterations", 2, "--out", tmp_path / "a", "--resume")
-    assert code == 2 and "--iterations 1, not 2" in stderr
+@pytest.mark.parametrize("script, file", [
+    ("train_cifar.py", "cifar-10-python.tar.gz"), ("train_cifar_resnet.py", "cifar-10-python.tar.gz"),
+    ("train_mnist.py", "train-images-idx3-ubyte.gz"), ("train_language.py", "1-billion-word")])
+def test_no_data_and_no_network(call, tmp_path, monkeypatch, script, file):
+    monkeypatch.setattr(data, "DOWNLOADS", {name: ("http://127.0.0.1:9/", None) for name in data.DOWNLOADS})
+    code, _, stderr = call(script, "--data-dir", tmp_path / "data", "--out", tmp_path / "a")
+    assert code == 1 and not (tmp_path / "a").exists()
+    assert "127.0.0.1:9" in stderr.splitlines()[-1] and file in stderr.splitlines()[-1] and "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_folder_that_holds_something_else_is_left_alone(run, whole, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(data, "images", None)  # the refusal comes before anything is loaded, let alone downloaded
+    monkeypatch.setattr(data, "mnist", None)
+    monkeypatch.setattr(data, "text", None)
+
+    def content(folder):
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = content(whole(name))
+    one_line(run(name, whole(name), 5, code=2)[1], "already holds a run" if name != "random" else "result of this run")
+    assert before == content(whole(name))
+    for where in below(whole(name), "log.csv"):
+        path = tmp_path / where / "config.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"name": "not ours"}')
+    if name != "random":
+        one_line(run(name, tmp_path, 5, code=1)[1], "config.json")
+        assert path.read_text() == '{"name": "not ours"}'
+
+
+@pytest.mark.parametrize("name, flags", [
+    ("toy gan", ["--dim", 9]), ("cifar", ["--method", "wgan"]), ("mnist", ["--beta1", 0.5]), ("language", ["--n-critic", 3]),
+    ("lsun", ["--architecture", "tanh"]), ("swiss roll", ["--dim", 9]), ("proposition", ["--paired"])])
+def test_a_run_is_resumed_with_its_own_flags(run, whole, name, flags):
+    _, stderr = run(name, whole(name), 5, "--resume", *flags, code=2)
+    one_line(stderr, f"was started with {flags[0]}")
+
+
+# ---- published settings ----
+
+class Stop(BaseException):
+    """Ends a script after its first iteration."""
+
+
+class Published(NamedTuple):
+    """What the paper says (Algorithm 1, Sections 5.1 to 5.6, Appendices B, E and F), or else the authors' code."""
+    optimizer: type
+    rates: tuple  # the learning rate, and Adam's betas or RMSProp's alpha
+    lam: float
+    clip: float
+    n_critic: int
+    G: Callable | None
+    D: Callable
+    iterations: int | None = 200_000
+    batch: int = 64
+    generator_batch: int = 64
+    pixels: tuple | None = (-1, 1)  # black and white
+    noise: float = 0  # in pixels
+    bytes: tuple = (0, 127, 254)  # of black, the middle, and white less 0.0015 of the range: tells 255.99 from 255
+    latent: int = 128
+    decay: bool = False
+
+
+ADAM, RMSPROP = torch.optim.Adam, torch.optim.RMSprop
+WGAN_GP = partial(Published, ADAM, (1e-4, (0.0, 0.9)), 10, 0, 5)
+WGAN = partial(Published, RMSPROP, (5e-5, 0.9), 0, 0.01, 5)
+DCGAN = partial(Published, ADAM, (2e-4, (0.5, 0.999)), 0, 0, 1)
+LSGAN = partial(Published, RMSPROP, (1e-4, 0.9), 0, 0, 1)
+RESNET = partial(Published, ADAM, (2e-4, (0.0, 0.9)), 10, 0, 5, iterations=100_000, generator_batch=128, decay=True,
+                 pixels=(-1, 127 / 128), noise=1 / 128, bytes=(0, 127, 255))
+MNIST = dict(batch=50, generator_batch=50, pixels=(0, 1), bytes=(0, 127, 255))
+LSUN = dict(bytes=(0, 127, 255))
+APPENDIX_E = partial(Published, ADAM, (1e-4, (0.5, 0.9)), 10, 0, 5, **LSUN)
+TOY = dict(batch=256, generator_batch=256, pixels=None, latent=2)
+LANGUAGE = dict(pixels=(0, 1), bytes=())
+language_networks = partial(models.language_generator, 5, 32, 512), partial(models.language_critic, 5, 32, 512)
+
+
+def random_network(build, which, norm):
+    """Architecture 0 as its row of Table 1 says."""
+    row = importlib.import_module("train_random_architectures").architectures(0)[0]
+    kinds = {"ReLU": models.ReLU, "LeakyReLU": models.LeakyReLU, "tanh": torch.nn.Tanh}
+    kind = kinds.get(row[f"Nonlinearity ({which})"], models.ShiftedSoftplus)
+    return build(row[f"Base filter count ({which})"], row[f"Depth ({which})"], kind, norm if row[f"Batch norm ({which})"] else None)
+
+
+SETTINGS = {
+    "train_toy.py --train-generator --paper":
+        WGAN_GP(lambda: models.toy_generator(512), lambda: models.toy_critic(512), iterations=100_000, **TOY),
+    "train_toy.py --paper": WGAN(None, lambda: models.toy_critic(512), **TOY | {"iterations": None}),
+    "train_swiss_roll.py":
+        WGAN(lambda: models.toy_generator(128, 12), lambda: models.toy_critic(128, 12), iterations=600, **TOY)
+        ._replace(clip=0.1),
+    "train_cifar.py": WGAN_GP(lambda: models.cifar_generator(64), lambda: models.cifar_critic(64)),
+    "train_cifar.py --method wgan-gp-rmsprop":
+        WGAN_GP(lambda: models.cifar_generator(64), lambda: models.cifar_critic(64))
+        ._replace(optimizer=RMSPROP, rates=(5e-5, 0.9)),
+    "train_cifar.py --method wgan": WGAN(lambda: models.cifar_generator(64), lambda: models.cifar_critic(64, "batch")),
+    "train_cifar.py --method dcgan": DCGAN(lambda: models.cifar_generator(64), lambda: models.cifar_critic(64, "batch")),
+    "train_cifar_resnet.py": RESNET(lambda: models.CifarResNetGenerator(128), lambda: models.CifarResNetCritic(128)),
+    "train_cifar_resnet.py --conditional":
+        RESNET(lambda: models.CifarResNetGenerator(128, True), lambda: models.CifarResNetCritic(128, True)),
+    "train_mnist.py --method wgan-gp":
+        WGAN_GP(lambda: models.mnist_generator(64), lambda: models.mnist_critic(64), iterations=20_000, **MNIST),
+    "train_mnist.py --method wgan":
+        WGAN(lambda: models.mnist_generator(64, True), lambda: models.mnist_critic(64, "batch"), iterations=20_000, **MNIST),
+    "train_mnist.py --subset 0": WGAN_GP(lambda: models.mnist_generator(64), lambda: models.mnist_critic(64), **MNIST),
+    "train_language.py": WGAN_GP(*language_networks, **LANGUAGE)._replace(n_critic=10),
+    "train_language.py --method dcgan": DCGAN(*language_networks, **LANGUAGE),
+    "train_lsun.py": APPENDIX_E(lambda: models.dcgan64_generator(64), lambda: models.dcgan64_critic(64, "layer")),
+    "train_lsun.py --method lsgan":
+        LSGAN(lambda: models.dcgan64_generator(64), lambda: models.dcgan64_critic(64, "batch"), **LSUN),
+    "train_lsun.py --method wgan --architecture tanh":
+        WGAN(lambda: models.LSUN["tanh"][0](64), lambda: models.LSUN["tanh"][1](64, "batch"), **LSUN),
+    "train_lsun.py --method dcgan --architecture gated":
+        DCGAN(lambda: models.LSUN["gated"][0](64), lambda: models.LSUN["gated"][1](64, "batch"), **LSUN),
+    "train_lsun.py --architecture resnet --size 128":
+        APPENDIX_E(lambda: models.resnet_generator(64, 128), lambda: models.resnet_critic(64, "layer", 128)),
+    "train_random_architectures.py --index 0 --method wgan-gp":
+        WGAN_GP(partial(random_network, models.variant_generator, "G", True),
+                partial(random_network, models.variant_critic, "D", "layer"), iterations=100_000),
+    "train_random_architectures.py --index 0 --method gan":
+        DCGAN(partial(random_network, models.variant_generator, "G", True),
+              partial(random_network, models.variant_critic, "D", "batch"), iterations=100_000),
+}
+
+
+@pytest.fixture
+def intercepted(monkeypatch, folder, tmp_path):
+    """Record what the first iteration of a script uses, and compute nothing. Images are black on top, white below."""
+    for name in ("lsun", "imagenet32"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    seen = {"critic": [], "loaded": []}
+
+    def images(name, data_dir="data", size=None, train=True, leave_out=None):
+        seen["loaded"].append((name, size))
+        size = size or 32
+        pixels = torch.zeros(1_200, 3, size, size, dtype=torch.uint8)
+        pixels[:, :, size // 2:] = 255
+        return pixels, torch.arange(1_200) % 10
+
+    def text(name, data_dir, max_lines, length, *_):
+        seen["loaded"].append((name, max_lines))
+        return torch.randint(5, (700, length)), "abcde"
+
+    def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=None, start=0, seed=None, decay=False,
+              generator_batch=None):
+        seen["train"] = iterations, seed, decay
+        yield from real_train(G, D, batches, latents, opt_G, opt_D, method, iterations, start, seed, decay, generator_batch)
+
+    def critic_step(G, D, opt_D, x, z, *y, method=None):
+        seen["D"] = D
+        seen["critic"].append((opt_D, x, z, y, method))
+        if "train" not in seen:  # the generator is fixed
+            raise Stop
+        return torch.zeros(3)
+
+    def generator_step(G, D, opt_G, z, *y, method=None):
+        seen["generator"] = opt_G, z, y
+        raise Stop
+    real_train = wgan_gp.train
+    monkeypatch.setattr(data, "images", images)
+    monkeypatch.setattr(data, "mnist", lambda *args, **kwargs: (images("mnist", size=28)[0][:, :1].repeat(50, 1, 1, 1), None))
+    monkeypatch.setattr(data, "text", text)
+    monkeypatch.setattr(wgan_gp, "train", train)
+    monkeypatch.setattr(wgan_gp, "critic_step", critic_step)
+    monkeypatch.setattr(wgan_gp, "generator_step", generator_step)
+    monkeypatch.setattr(runs.Run, "save", lambda self, *_: seen.update(args=self.args))
+    monkeypatch.setattr("inception.load_or_warn", lambda *_, **__: None)
+    return seen
+
+
+def optimizer_of(opt):
+    """Return (class, (learning rate, betas or alpha)) of an optimizer that has nothing else but defaults."""
+    group, = opt.param_groups
+    rest = type(opt)([torch.zeros(1)]).param_groups[0]
+    changed = {name for name in rest if name != "params" and group[name] != rest[name]}
+    assert changed <= {"lr", "betas", "alpha"}
+    return type(opt), (group["lr"], group.get("betas", group.get("alpha")))
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_published_settings_are_what_a_run_uses(call, intercepted, command):
+    expected, seen = SETTINGS[command], intercepted
+    with pytest.raises(Stop):
+        call(*command.split())
+    if expected.iterations:
+        assert seen["train"] == (expected.iterations, 0, expected.decay) and len(seen["critic"]) == expected.n_critic
+        opt_G, z, y = seen["generator"]
+        assert optimizer_of(opt_G) == (expected.optimizer, expected.rates)
+        assert z.shape == (expected.generator_batch, expected.latent)
+        assert expected.n_critic == 1 or not torch.equal(seen["critic"][0][2], z)  # fresh latents in every step
+    for opt_D, x, z, labels, method in seen["critic"]:
+        assert optimizer_of(opt_D) == (expected.optimizer, expected.rates) and not method.one_sided
+        assert (method.lam, method.clip, method.n_critic) == (expected.lam, expected.clip, expected.n_critic)
+        assert len(x) == expected.batch and z.shape == (expected.batch, expected.latent) and x.dtype == torch.float32
+        assert abs(z.mean()) < 0.15 and 0.85 < z.std() < 1.15
+        if expected.pixels:
+            assert [x.min(), x.max()] == pytest.approx(expected.pixels, abs=expected.noise)
+            assert (len(x.unique()) > 2) == bool(expected.noise)
+            assert len(labels) == ("--conditional" in command)
+    assert str(seen["D"]) == str(expected.D())
+
+    script = importlib.import_module(command.split()[0][:-3])
+    if expected.G:
+        G, _, convert = script.generator(seen["args"])
+        assert str(G) == str(expected.G()) and shapes(G) == [w.shape for w in opt_G.param_groups[0]["params"]]
+    if expected.bytes and expected.pixels:
+        low = expected.pixels[0]
+        found = convert(torch.tensor([low, (1 + low) / 2, 1 - (1 - low) * 0.0015]))
+        assert found.tolist() == list(expected.bytes) and found.dtype == torch.uint8
+    if "language" in command:
+        assert convert(torch.eye(5)[None, :, [3, 0, 1]]) == ["dab"] and seen["loaded"] == [("billion-word", 10_000_000)]
+    if "--conditional" in command:
+        check_ac_gan(method, y[0])
+    if "random" in command:  # Appendix B: where D is normalised, weights decay by 1e-3
+        decay = 1e-3 / 2 * sum(w.square().sum().item() for w in seen["D"].parameters() if w.dim() > 1)
+        assert method.critic_term(seen["D"], x) == pytest.approx(decay * ("Norm" in str(seen["D"])))
+
+
+def shapes(network):
+    return [w.shape for w in network.parameters()]
+
+
+def check_ac_gan(method, labels):
+    """The classification loss has weight 1 for D, on real images, and 0.1 for G. G's labels are uniform."""
+    class Classifier:
+        def classify(self, x):
+            return x
+    logits, y = torch.randn(128, 10), torch.arange(128) % 10
+    loss = F.cross_entropy(logits, y)
+    assert method.critic_term(Classifier(), logits, y) == pytest.approx(loss.item())
+    assert method.generator_term(Classifier(), logits, y) == pytest.approx(0.1 * loss.item())
+    assert labels.unique().tolist() == list(range(10)) and labels.bincount().max() < 30

@@ -1,38 +1,32 @@
-"""train_language.py: n-grams and divergences against brute force, and the script through its command line."""
+"""train_language.py: n-grams and divergences against brute force, and a run's files."""
+import argparse
 import collections
-import functools
 import math
-import os
 import random
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+import data
+import models
 import runs
 import train_language as script
-from conftest import ctrl_c_after, rows, same
+from conftest import states
 
 SMALL = ["--dim", "6", "--batch-size", "8", "--n-critic", "2", "--sample-every", "2", "--iterations", "5"]
 
 
 @pytest.fixture
-def call(call):
-    return functools.partial(call, "train_language.py")
-
-
-@pytest.fixture
 def text(tmp_path):
     """A file of 60 sentences."""
-    some = random.Random(0)
     words = "the a cat dog sat ran on under mat café 3 .".split()
     path = tmp_path / "text.txt"
-    path.write_text("\n".join(" ".join(some.choices(words, k=8)) for _ in range(60)), encoding="utf-8")
+    path.write_text("\n".join(" ".join(random.Random(i).choices(words, k=8)) for i in range(60)), encoding="utf-8")
     return path
 
 
-# ------------------------------------------------------------------------------------------------------ statistics
+# ---- statistics ----
 
 def brute_count(lines, n):
     return collections.Counter(tuple(line[i:i + n]) for line in lines for i in range(len(line) - n + 1))
@@ -105,75 +99,51 @@ def test_one_hot():
     assert torch.equal(x, torch.nn.functional.one_hot(codes.long(), 4).transpose(1, 2).float())
 
 
-# ----------------------------------------------------------------------------------------------- the command line
+# ---- a run ----
 
-def test_samples_and_divergences(call, tmp_path, text):
+def test_samples_divergences_and_alphabet(call, tmp_path, text):
     out = tmp_path / "run"
-    code, stdout, stderr = call(*SMALL, "--data", text, "--out", out)
+    code, _, stderr = call("train_language.py", *SMALL, "--data", text, "--out", out)
     assert code == 0, stderr
     log = runs.read_log(out)
-    orders = (1, 2, 3, 4)
-    assert list(log) == [*runs.Run.COLUMNS, *(f"js{n}" for n in orders), *(f"js{n}_floor" for n in orders)]
     assert np.isfinite(log["js1"]).tolist() == [False, True, False, True, True]  # every second, and the last
     lines = text.read_text(encoding="utf-8").splitlines()
-    padded = [line[:32].ljust(32, "`") for line in lines]
+    torch.manual_seed(0)
+    padded = [lines[i][:32].ljust(32, "`") for i in torch.randperm(60)]  # in random order, by the seed
     samples = (out / "samples" / "000005.txt").read_text(encoding="utf-8").splitlines()
     assert len(samples) == 640 and {len(line) for line in samples} == {32}
-    for n in orders:  # from the files alone
+    for n in (1, 2, 3, 4):  # from the files alone
         expected = brute_js(brute_count(samples, n), brute_count(padded, n))
         assert log[f"js{n}"][-1] == pytest.approx(expected, rel=1e-5)
         floor = brute_js(brute_count(padded[:30], n), brute_count(padded[30:], n))
-        assert log[f"js{n}_floor"][-1] == pytest.approx(floor, rel=1e-5) and f"js{n}_floor {floor:.4f}" in stdout
-    assert Image.open(out / "curves.png").height > 3 * 360  # three rows of charts
-    assert sorted(os.listdir(out / "samples")) == ["000002.txt", "000004.txt", "000005.txt"]
+        assert log[f"js{n}_floor"][-1] == pytest.approx(floor, rel=1e-5)
+
+    # generator(args) needs the folder alone
+    args = argparse.Namespace(**runs.read_config(out)["flags"] | {"out": out})
+    G, latents, to_strings = script.generator(args)
+    G.load_state_dict(states(out)[""]["G"])
+    alphabet = data.text(text, max_lines=100)[1]
+    x_tilde = G(*latents(3))
+    assert x_tilde.shape == (3, len(alphabet), 32)
+    assert to_strings(x_tilde) == ["".join(alphabet[i] for i in row) for row in x_tilde.argmax(1)]
 
 
-@pytest.mark.parametrize("method", ["wgan-gp", "dcgan", "wgan"])
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, text, method):
-    command = [*SMALL, "--data", text, "--method", method]
-    assert call(*command, "--out", tmp_path / "whole")[0] == 0
-    with ctrl_c_after(3):
-        code, _, stderr = call(*command, "--out", tmp_path / "cut")
-    assert code == 130 and "saved iteration 3" in stderr
-    assert call(*command, "--out", tmp_path / "cut", "--resume")[0] == 0
-    whole, cut = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "cut"))
-    assert same(whole["objects"], cut["objects"]) and rows(tmp_path / "whole") == rows(tmp_path / "cut")
-    last = ["samples/000005.txt", "curves.png"]
-    assert all((tmp_path / "whole" / n).read_bytes() == (tmp_path / "cut" / n).read_bytes() for n in last)
+def test_every_look_has_fresh_latents(call, tmp_path, text, monkeypatch):
+    drawn, sample = [], script.wgan_gp.sample
+
+    def look(G, latents, n, *rest):
+        drawn.append(latents(n)[0])
+        return sample(G, latents, n, *rest)
+    monkeypatch.setattr(script.wgan_gp, "sample", look)
+    assert call("train_language.py", *SMALL, "--data", text, "--out", tmp_path / "run")[0] == 0
+    assert len(drawn) == 3 and drawn[0].shape == (640, models.LATENT)
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
 
 
-def test_critic_steps_and_beta1_reach_the_training(call, tmp_path, text, monkeypatch):
-    train, seen = script.wgan_gp.train, []
-
-    def look(G, D, batches, latents, opt_G, opt_D, method, **rest):
-        seen.append((method.n_critic, opt_D.param_groups[0].get("betas")))
-        return train(G, D, batches, latents, opt_G, opt_D, method, **rest)
-    monkeypatch.setattr(script.wgan_gp, "train", look)
-    for i, flags in enumerate([[], ["--n-critic", "3", "--beta1", "0.5"], ["--method", "dcgan"]]):
-        flags = ["--dim", "2", "--batch-size", "4", "--iterations", "1", "--data", text, *flags]
-        assert call(*flags, "--out", tmp_path / str(i))[0] == 0
-    assert seen == [(10, (0.0, 0.9)), (3, (0.5, 0.9)), (1, (0.5, 0.999))]
-
-
-def test_defaults_are_the_papers_and_the_authors(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train_language.py"])
+@pytest.mark.parametrize("flags, out, n_critic", [
+    ("", "language-wgan-gp", 10), ("--data {text} --method dcgan", "language-text.txt-dcgan", 1),
+    ("--n-critic 3", "language-wgan-gp", 3), ("--method lsgan --n-critic 1", "language-lsgan", 1)])
+def test_each_kind_of_run_has_a_folder_of_its_own(monkeypatch, text, flags, out, n_critic):
+    monkeypatch.setattr("sys.argv", ["train_language.py", *flags.format(text=text).split()])
     args = script.parse()
-    assert (args.dim, args.n_critic, args.batch_size, args.length) == (512, 10, 64, 32)
-    assert (args.iterations, args.max_lines, args.data, args.method) == (200_000, 10_000_000, "billion-word", "wgan-gp")
-
-
-def test_mistakes_are_one_line(call, tmp_path, text):
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "latin.txt").write_bytes("ein schöner Tag\n".encode("latin-1") * 20)
-    (tmp_path / "few.txt").write_text("one\ntwo\nthree\n")
-    for name, words in [("empty.txt", "no lines"), ("latin.txt", "not UTF-8"), ("few.txt", "3 lines are fewer"),
-                        ("missing.txt", "no text is called")]:
-        code, _, stderr = call(*SMALL, "--data", tmp_path / name, "--out", tmp_path / "none")
-        assert code == 1 and words in stderr and len(stderr.splitlines()) == 1
-        assert not (tmp_path / "none").exists()
-    for flags in (["--method", "gan"], ["--length", "3"], ["--method", "wgan", "--beta1", "0.5"]):
-        code, _, stderr = call("--data", text, "--out", tmp_path / "none", *flags)
-        assert code == 2 and flags[0] in stderr.splitlines()[-1].replace("--beta1", flags[0])
-    assert call(*SMALL, "--data", text, "--out", tmp_path / "run")[0] == 0
-    code, _, stderr = call(*SMALL, "--data", text, "--out", tmp_path / "run", "--resume", "--length", "16")
-    assert code == 2 and "--length 32" in stderr
+    assert (args.out, args.n_critic) == (f"runs/{out}", n_critic)

@@ -1,4 +1,5 @@
-"""train_swiss_roll.py: its measurements against other ways to compute them, and the script through its command line."""
+"""train_swiss_roll.py: its measurements against other ways to compute them, the constraints, the settings, the figure."""
+import argparse
 import csv
 import functools
 
@@ -10,7 +11,8 @@ from PIL import Image
 import models
 import runs
 import train_swiss_roll as script
-from conftest import ctrl_c_after, rows, same, states
+import wgan_gp
+from conftest import rows, states
 
 SMALL = ["--dim", "8", "--depth", "3", "--batch-size", "16", "--measure-every", "2", "--iterations", "4"]
 
@@ -20,7 +22,7 @@ def call(call):
     return functools.partial(call, "train_swiss_roll.py")
 
 
-# ---------------------------------------------------------------------------------------------------- measurements
+# ---- measurements ----
 
 def test_gradient_norms_are_what_the_chain_rule_gives():
     """h_i = relu(W_i h_{i-1} + b_i), D = w.h_3: the gradient is w at h_3, and W_i^T (mask_i * gradient) one before."""
@@ -57,6 +59,7 @@ def test_gradient_norms_agree_with_finite_differences_of_the_loss():
 
 
 def batch_normed(dim):
+    """A critic with batch norm before its second ReLU alone."""
     D = models.toy_critic(dim=dim, depth=2).double()
     return torch.nn.Sequential(D[0], D[1], D[2], models.batch_norm(dim, flat=True).double(), D[3], D[4])
 
@@ -110,6 +113,8 @@ def test_geometric_mean_and_share_at_the_bounds():
     assert script.at_bounds(torch.tensor([0.1, -0.0995, 0.0985, 0.0]), 0.1) == 0.5
 
 
+# ---- constraints ----
+
 def test_l2_norm_clipping_projects_onto_the_ball():
     torch.manual_seed(3)
     D = models.toy_critic(dim=6, depth=2)
@@ -136,51 +141,21 @@ def test_weight_normalization_leaves_each_units_direction_alone():
                 torch.testing.assert_close(row, was * 0.05 * len(row) ** 0.5 / was.norm())
 
 
-# ----------------------------------------------------------------------------------------------- the command line
-
-def test_the_figure_its_numbers_and_four_runs(call, tmp_path):
-    code, stdout, stderr = call(*SMALL, "--out", tmp_path, "--iterations", "6")
-    assert code == 0, stderr
-    assert sorted(rows(tmp_path)) == ["clip-0.001", "clip-0.01", "clip-0.1", "penalty"]
-    for name in rows(tmp_path):
-        log = runs.read_log(tmp_path / name)
-        assert list(log) == [*runs.Run.COLUMNS, "layer_1", "layer_2", "layer_3"]
-        assert np.isfinite(log["layer_1"]).tolist() == [False, True] * 3
-        assert (log["penalty"] > 0).all() == (name == "penalty")
-    assert len(np.unique(np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).reshape(-1, 3), axis=0)) > 20
-    with open(tmp_path / "gradient_norms.csv") as file:
-        header, *lines = csv.reader(file)
-    assert header == ["layer", *(f"weight clipping, c = {c:g}" for c in (0.1, 0.01, 0.001)), "gradient penalty"]
-    table = np.array(lines, float)
-    assert table[:, 0].tolist() == [1, 2, 3]
-    log = runs.read_log(tmp_path / "penalty")  # of iterations 2, 4 and 6, the geometric mean of the last two
-    assert table[:, 4] == pytest.approx([np.sqrt(log[f"layer_{i}"][3] * log[f"layer_{i}"][5]) for i in (1, 2, 3)], 1e-4)
-    expected = script.slope(table[:, 3])
-    assert expected > 0.5 and f"10^{-expected:+.3f} under weight clipping, c = 0.001" in stdout
-    critic = torch.cat([w.flatten() for w in states(tmp_path)["clip-0.1"]["D"].values() if w.dim() == 2])
-    assert f"{((critic.abs() - 0.1).abs() <= 0.001).double().mean():.1%} of the weights at c = 0.1" in stdout
-    critic = states(tmp_path)["clip-0.01"]["D"]
-    assert max(w.abs().max() for w in critic.values()) <= 0.01
+def test_the_decays_are_in_the_critics_loss():
+    torch.manual_seed(0)
+    D = torch.nn.Linear(2, 1)
+    for constraint, power in (("l2-decay", 2), ("l1-decay", 1)):
+        method = script.constrain(D, torch.optim.RMSprop(D.parameters()), constraint, 0.25)
+        gradient, = torch.autograd.grad(method.critic_term(D, None), D.weight)
+        expected = 0.25 * (2 * D.weight if power == 2 else D.weight.sign())
+        assert torch.allclose(gradient, expected) and not method.clip and not method.lam
 
 
-@pytest.mark.parametrize("stop_in", ["clip-0.01", "penalty"])
-def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(call, tmp_path, stop_in):
-    assert call(*SMALL, "--out", tmp_path / "whole")[0] == 0
-    with ctrl_c_after(3, stop_in):
-        code, _, stderr = call(*SMALL, "--out", tmp_path / "cut")
-    assert code == 130 and "saved iteration 3" in stderr and not (tmp_path / "cut" / "figure.png").exists()
-    code, _, stderr = call(*SMALL, "--out", tmp_path / "cut", "--resume")
-    assert code == 0, stderr
-    assert same(states(tmp_path / "whole"), states(tmp_path / "cut"))
-    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
-    for name in ("figure.png", "gradient_norms.csv"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
-
-
-@pytest.mark.parametrize("flags", [["--constraint", "l2-clip"], ["--constraint", "weight-norm"], ["--constraint", "l2-decay"],
-                                   ["--constraint", "l1-decay"], ["--batch-norm"]])
+@pytest.mark.parametrize("flags", [
+    ["--constraint", "l2-clip"], ["--constraint", "weight-norm"], ["--constraint", "l2-decay"],
+    ["--constraint", "l1-decay"], ["--batch-norm"]])
 def test_other_constraints_and_batch_norm(call, tmp_path, flags):
-    code, stdout, stderr = call(*SMALL, "--out", tmp_path, *flags)
+    code, _, stderr = call(*SMALL, "--out", tmp_path, *flags)
     assert code == 0, stderr
     name = f"{flags[-1] if len(flags) == 2 else 'clip'}-0.01"
     critic = states(tmp_path)[name]["D"].values()
@@ -193,31 +168,68 @@ def test_other_constraints_and_batch_norm(call, tmp_path, flags):
         assert len(critic) == 8 + 3 * 2 and len(states(tmp_path)["penalty"]["D"]) == 8
 
 
-def test_the_decays_are_in_the_critics_loss():
-    torch.manual_seed(0)
-    D = torch.nn.Linear(2, 1)
-    for constraint, power in (("l2-decay", 2), ("l1-decay", 1)):
-        method = script.constrained(D, torch.optim.RMSprop(D.parameters()), constraint, 0.25)
-        gradient, = torch.autograd.grad(method.critic_term(D, None), D.weight)
-        expected = 0.25 * (2 * D.weight if power == 2 else D.weight.sign())
-        assert torch.allclose(gradient, expected) and not method.clip and not method.lam
+# ---- the script ----
+
+def test_what_the_four_wgans_are_trained_with(call, tmp_path, monkeypatch):
+    seen = []
+
+    def train(G, D, batches, latents, opt_G, opt_D, method, iterations, start, seed):
+        seen.append(method)
+        (x,), (z,) = next(batches), latents(3)
+        assert str(G) == str(models.toy_generator(128, 12)) and str(D) == str(models.toy_critic(128, 12))
+        assert len(x) == 256 and z.shape == (3, 2) and iterations == 600 and seed == 0
+        lr = {group["lr"] for opt in (opt_G, opt_D) for group in opt.param_groups}
+        adam = type(opt_G) is type(opt_D) is torch.optim.Adam
+        assert lr == {method.lr} and adam == bool(method.lam)
+        yield wgan_gp.Step(600, *[torch.zeros(())] * 4)
+    monkeypatch.setattr(wgan_gp, "train", train)
+    code, _, stderr = call("--out", tmp_path)
+    assert code == 0, stderr
+    wgan = wgan_gp.METHODS["wgan"]
+    assert seen == [*[wgan._replace(clip=c) for c in (0.1, 0.01, 0.001)], wgan_gp.WGAN_GP]
 
 
-def test_mistakes_are_one_line(call, tmp_path):
-    for flags, words in [(["--data", "cifar10"], "swissroll"), (["--depth", "1"], "--depth"),
-                         (["--constraint", "spectral"], "l2-clip")]:
-        code, _, stderr = call("--out", tmp_path / "none", *flags)
-        assert code == 2 and words in stderr.splitlines()[-1] and "Traceback" not in stderr
-    assert call(*SMALL, "--out", tmp_path)[0] == 0
-    code, _, stderr = call(*SMALL, "--out", tmp_path)
-    assert code == 2 and "already holds a run" in stderr
-    code, _, stderr = call(*SMALL, "--out", tmp_path, "--resume", "--dim", "9")
-    assert code == 2 and "--dim 8" in stderr
+def test_the_figure_its_numbers_and_four_runs(call, tmp_path):
+    code, stdout, stderr = call(*SMALL, "--out", tmp_path, "--iterations", "6")
+    assert code == 0, stderr
+    assert sorted(rows(tmp_path)) == ["clip-0.001", "clip-0.01", "clip-0.1", "penalty"]
+    for name in rows(tmp_path):
+        log = runs.read_log(tmp_path / name)
+        assert list(log) == [*runs.Run.COLUMNS, "layer_1", "layer_2", "layer_3"]
+        assert np.isfinite(log["layer_1"]).tolist() == [False, True] * 3
+        assert (log["penalty"] > 0).all() == (name == "penalty")
+    picture = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+    with open(tmp_path / "gradient_norms.csv") as file:
+        header, *lines = csv.reader(file)
+    labels = [*(f"weight clipping, c = {c:g}" for c in (0.1, 0.01, 0.001)), "gradient penalty"]
+    assert header == ["layer", *labels] and all(f"{i}/4, {label}" in stderr for i, label in enumerate(labels, 1))
+    table = np.array(lines, float)
+    assert table[:, 0].tolist() == [1, 2, 3]
+    log = runs.read_log(tmp_path / "penalty")  # of iterations 2, 4 and 6, the geometric mean of the last two
+    expected = [np.sqrt(log[f"layer_{i}"][3] * log[f"layer_{i}"][5]) for i in (1, 2, 3)]
+    assert table[:, 4] == pytest.approx(expected, 1e-4)
+    expected = script.slope(table[:, 3])
+    assert expected > 0.5 and f"10^{-expected:+.3f} under weight clipping, c = 0.001" in stdout
+    critic = torch.cat([w.flatten() for w in states(tmp_path)["clip-0.1"]["D"].values() if w.dim() == 2])
+    assert f"{((critic.abs() - 0.1).abs() <= 0.001).double().mean():.1%} of the weights at c = 0.1" in stdout
+    critic = states(tmp_path)["clip-0.01"]["D"]
+    assert max(w.abs().max() for w in critic.values()) <= 0.01
+    assert stdout.splitlines()[-1].startswith(f"done: {tmp_path}/figure.png")
+
+
+def test_the_generator_of_a_run_can_be_sampled(call, tmp_path):
+    assert call(*SMALL, "--iterations", "1", "--out", tmp_path)[0] == 0
+    args = argparse.Namespace(**runs.read_config(tmp_path / "penalty")["flags"])
+    G, latents, to_bytes = script.generator(args)
+    G.load_state_dict(states(tmp_path)["penalty"]["G"])
+    samples = wgan_gp.sample(G, latents, 5, convert=to_bytes)
+    assert samples.shape == (1, 3, 300, 300) and samples.dtype == torch.uint8
 
 
 def test_each_variant_has_a_folder_of_its_own(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for flags in ([], ["--constraint", "l2-clip"], ["--batch-norm"]):
+    for flags in ([], ["--constraint", "l2-clip"], ["--batch-norm"], ["--data", "8gaussians"]):
         assert call(*SMALL, "--iterations", "1", *flags)[0] == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        "swiss-roll", "swiss-roll-batch-norm", "swiss-roll-l2-clip"]
+        "swiss-roll", "swiss-roll-8gaussians", "swiss-roll-batch-norm", "swiss-roll-l2-clip"]

@@ -1,0 +1,121 @@
+"""Sample from the generator of a run of any training script, finished or still running.
+
+    python sample.py runs/cifar-wgan-gp                   a grid of 100 images, sample.png there
+    python sample.py runs/cifar-wgan-gp --interpolate     each row walks from one latent to another
+    python sample.py runs/cifar-resnet-conditional --class 3
+    python sample.py runs/cifar-wgan-gp -n 50000 --npy samples.npy; python inception.py samples.npy
+
+An array of images is N x channels x height x width bytes, one of points N x 2 floats. The language
+model gives lines of text, in sample.txt. Samples are made in batches of 100, because batch norm uses
+the statistics of the batch. The same --seed gives the same samples.
+"""
+import argparse
+import importlib
+import io
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import plots
+import runs
+
+BATCH = 100
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the folder of a run")
+    add("-n", type=runs.whole(1), default=100, metavar="N", help="number of samples (default 100)")
+    add("--out", metavar="FILE", help="default: sample.png or sample.txt in RUN")
+    add("--npy", metavar="FILE", help="write an array, and a picture only with --out")
+    add("--interpolate", action="store_true", help="each row of ten walks between latents")
+    add("--class", type=runs.whole(0, 10), dest="label", metavar="K", help="0 to 9, if conditional")
+    add("--seed", type=runs.whole(0, 2 ** 32), default=0, metavar="N", help="(default 0)")
+    add("--device", type=runs.device, default="auto", help="auto, cpu, cuda or mps (default auto)")
+    return parser.parse_args()
+
+
+def load(folder, device):
+    """Return the generator of the run in `folder`, its latents and the conversion of its output."""
+    parts = [path.parent for path in folder.glob("*/config.json")]
+    if parts and not (folder / "config.json").exists():
+        raise runs.Mistake(f"{folder} holds {len(parts)} runs: name one of them, such as {min(parts)}")
+    config, checkpoint = runs.read_config(folder), folder / "checkpoint.pt"
+    script, here = config["script"], Path(__file__).resolve().parent
+    if script not in [path.name for path in here.glob("train_*.py")]:
+        raise runs.Mistake(f"{folder} is a run of {script}, which is none of the scripts in {here}")
+    if not checkpoint.exists():
+        raise runs.Mistake(f"{folder} has no checkpoint: wait for its first, or name another run")
+    try:
+        damage = zipfile.ZipFile(checkpoint).testzip()  # torch.load does not check the sums
+        objects = torch.load(checkpoint, map_location=device, weights_only=True)["objects"]
+    except Exception as error:  # torch.load raises many kinds
+        damage = type(error).__name__
+    if damage:
+        raise runs.Mistake(f"{checkpoint} is damaged ({damage}): restore it, or name another run")
+    if "G" not in objects:
+        raise runs.Mistake(f"{folder} has trained a critic alone: name a run that has a generator")
+    module = importlib.import_module(script.removesuffix(".py"))
+    args = argparse.Namespace(**{**config["flags"], "out": str(folder), "device": device})
+    try:
+        G, latents, convert = module.generator(args)
+        G.load_state_dict(objects["G"])
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise runs.Mistake(f"{folder} does not fit this {script} ({type(error).__name__}): sample it "
+                           f"with the version that trained it") from None
+    return G, latents, convert
+
+
+def walk(a, b, steps=10):
+    """Return latents from each of a to each of b, k x d, as k rows of steps. All are N(0, I)."""
+    angle = torch.linspace(0, math.pi / 2, steps, device=a.device)[:, None]
+    return (angle.cos() * a[:, None] + angle.sin() * b[:, None]).flatten(0, 1)
+
+
+@torch.no_grad()
+def draw(G, latents, convert, args):
+    """Return samples: bytes (n, channels, height, width), points (n, 2), or a list of lines."""
+    torch.manual_seed(args.seed)
+    samples = []
+    for _ in range(math.ceil(args.n / BATCH)):
+        z, *y = latents(BATCH)
+        if args.interpolate:
+            z, y = walk(z[:10], z[10:20]), [labels[:10].repeat_interleave(10) for labels in y]
+        if args.label is not None:
+            if not y:
+                raise runs.Mistake(f"{args.run} is not a conditional run: leave out --class", 2)
+            y = [torch.full_like(labels, args.label) for labels in y]
+        x_tilde = G(z, *y)
+        samples.append(x_tilde.cpu() if x_tilde.dim() == 2 else convert(x_tilde))
+    if isinstance(samples[0], list):
+        return sum(samples, [])[:args.n]
+    return torch.cat(samples).cpu()[:args.n]
+
+
+def main():
+    args = parse()
+    G, latents, convert = load(Path(args.run), args.device)
+    samples = draw(G, latents, convert, args)
+    text = isinstance(samples, list)
+    if args.npy:
+        if text:
+            raise runs.Mistake("this run writes text, which is no array: leave out --npy", 2)
+        array = io.BytesIO()
+        np.save(array, samples.numpy())
+        runs.write(args.npy, array.getbuffer())
+    path = args.out or args.npy or Path(args.run, "sample.txt" if text else "sample.png")
+    if text:
+        runs.write(path, "\n".join(samples) + "\n")
+    elif args.out or not args.npy:
+        pictures = convert(samples) if samples.dim() == 2 else samples
+        runs.save_picture(plots.image_grid(pictures, min(len(pictures), 10)), path)
+    print(f"wrote {len(samples)} samples: {path}")
+
+
+if __name__ == "__main__":
+    runs.main(main)
