@@ -429,7 +429,7 @@ class Folder:
             if len(shapes) > 1:
                 raise ImageError(f"{self.files[-1]}: not of the same size as {self.files[0].name}")
         if broken and not skip_broken:
-            raise ImageError(f"{broken[0]}; {len(broken)} of {len(found)} files are like it:"
+            raise ImageError(f"{broken[0]}; {len(broken)} of {len(found)} files cannot be used:"
                              " remove them, or leave them out with --skip-broken")
         if broken:
             say(f"note: {len(broken)} of {len(found)} files left out, the first: {broken[0]}")

@@ -58,12 +58,9 @@ def load(folder, device):
         damage = type(error).__name__
     if damage:
         raise runs.Mistake(f"{checkpoint} is damaged ({damage}): restore it, or name another run")
-    if "G" not in objects:
-        raise runs.Mistake(f"{folder} has trained a critic alone: name a run that has a generator")
-    module = importlib.import_module(script.removesuffix(".py"))
     args = argparse.Namespace(**{**config["flags"], "out": str(folder), "device": device})
     try:
-        G, latents, convert = module.generator(args)
+        G, latents, convert = importlib.import_module(script.removesuffix(".py")).generator(args)
         G.load_state_dict(objects["G"])
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise runs.Mistake(f"{folder} does not fit this {script} ({type(error).__name__}): sample it "

@@ -111,7 +111,7 @@ def main():
     args = parse()
     names = list(PROBLEMS) if args.data == "all" else [args.data]
     keys = [(name, method) for method in METHODS for name in names]
-    results = {key: train(args, *key, f"critic {i}/{len(keys)}") for i, key in enumerate(keys, 1)}
+    results = {key: train(args, *key, f"{i}/{len(keys)}") for i, key in enumerate(keys, 1)}
 
     # the table, as a file and in short
     print(f"{'problem':<9}{'method':<9}{'cosine':>8}{'norm':>9}{'(ideal)':>9}{'W':>8}{'estimate':>10}{'(ideal)':>9}")
@@ -131,13 +131,13 @@ def generator(args):
     raise runs.Mistake("train_proposition.py has no generator to sample from")
 
 
-def train(args, name, method_name, label):
+def train(args, name, method_name, number):
     """Train a critic. Return its measurements over t, the lines' length (W), the estimate, a picture."""
     args, problem = runs.part(args, f"{name}-{method_name}"), PROBLEMS[name]
     method = wgan_gp.METHODS[method_name]
     if method.lam:
         method = method._replace(lam=args.lam, lr=args.lr)
-    run = runs.Run(args, args.out, decays=True, label=f"{label}, {name} {method_name}")
+    run = runs.Run(args, args.out, decays=True, label=f"{number} {name} {method_name}")
     D = models.toy_critic(args.dim).to(args.device)
     opt_D = method.make_optimizer(D)
 

@@ -61,7 +61,7 @@ def main():
     norms, weights = {}, {}
     for i, c in enumerate([*THRESHOLDS, None], 1):
         label = LABELS[args.constraint].format(c) if c else PENALTY
-        norms[label], weights[label] = train(args, c, f"{i}/4, {label}")
+        norms[label], weights[label] = train(args, c, i)
     print("From layer to layer, going back, the gradient norm is multiplied by")
     for label in norms:
         print(f"  10^{-slope(norms[label]):+.3f} under {label}")
@@ -91,14 +91,15 @@ def generator(args):
     return G, latents, to_bytes
 
 
-def train(args, c, label):
+def train(args, c, number):
     """Train a WGAN, with the penalty if c is None. Return each layer's gradient norm, and D's weights."""
-    args = runs.part(args, f"{args.constraint}-{c:g}" if c else "penalty")
+    name = f"{args.constraint}-{c:g}" if c else "penalty"
+    args = runs.part(args, name)
     method = wgan_gp.METHODS["wgan" if c else "wgan-gp"]
 
     # data and networks
     layers = [f"layer_{i}" for i in range(1, args.depth + 1)]
-    run = runs.Run(args, args.out, columns=layers, label=label)
+    run = runs.Run(args, args.out, columns=layers, label=f"{number}/4 {name}")
     batches = data.toy_batches(data.TOYS[args.data], args.batch_size, args.device)
     G, latents, _ = generator(args)
     D = models.toy_critic(args.dim, args.depth)

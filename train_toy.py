@@ -32,7 +32,7 @@ import wgan_gp
 SETTINGS = {
     "wgan": dict(iterations=3_000, dim=128, batch_size=128, decay=True),
     "wgan-gp": dict(iterations=9_000, dim=128, batch_size=128, decay=True, lam=10.0, lr=3e-3),
-    "gan": dict(iterations=5_000, dim=128, batch_size=128, decay=True, lam=0.1, lr=1e-3),
+    "gan": dict(iterations=5_000, dim=128, batch_size=128, decay=True, lam=0.1, lr=4e-3),
 }
 PAPER = dict(dim=512, batch_size=256, decay=False, lam=10.0, lr=1e-4)
 PAPER_ITERATIONS = {"wgan": 500_000, "wgan-gp": 500_000, "gan": 100_000}  # of the critics, and of G
@@ -89,9 +89,8 @@ def draw_figure(args):
     toys = list(data.TOYS) if args.data == "all" else [args.data]
     names = [(method, toy) for method in METHODS for toy in toys]
     surfaces = []
-    for method, toy in names:
-        label = f"critic {len(surfaces) + 1}/{len(names)}, {toy} {method}"
-        surfaces.append(train_critic(args, method, toy, label))
+    for i, (method, toy) in enumerate(names, 1):
+        surfaces.append(train_critic(args, method, toy, label=f"{i}/{len(names)} {toy} {method}"))
     rows, titles = [surfaces[:len(toys)], surfaces[len(toys):]], [TITLES[toy] for toy in toys]
     path = Path(args.out, "figure.png")
     runs.save_picture(plots.beside(rows, row_labels=METHODS.values(), column_labels=titles), path)
@@ -162,9 +161,8 @@ def train_gan(args):
     method = settle(args, "gan")
 
     # data and networks
-    charts = [("share of samples within 3 deviations of a mode", ["share_near_modes"])]
-    run = runs.Run(args, f"runs/toy-gan-{args.data}", ["share_near_modes", "modes_hit"], charts,
-                   decays=args.decay)
+    columns, charts = ["share_near_modes", "modes_hit"], [("share of samples near a mode", ["share_near_modes"])]
+    run = runs.Run(args, f"runs/toy-gan-{args.data}", columns, charts, decays=args.decay)
     batches = data.toy_batches(data.TOYS[args.data], args.batch_size, args.device)
     G, latents, _ = generator(args)
     D = models.toy_critic(args.dim).to(args.device)
@@ -197,7 +195,7 @@ def near_modes(x_tilde, centres, deviation):
     return {"share_near_modes": near.float().mean().item(), "modes_hit": len(nearest[near].unique())}
 
 
-def animate(folder, most=60, colours=32):
+def animate(folder, most=60, colours=64):
     """Return a GIF as bytes, which loops over at most about `most` of the pictures in a folder."""
     paths = sorted(folder.glob("*.png"), key=lambda path: -int(path.stem))
     frames = []
@@ -205,8 +203,7 @@ def animate(folder, most=60, colours=32):
         picture = plots.beside([[Image.open(path)]], [[f"iteration {int(path.stem):,}"]])
         frames.append(picture.quantize(colours, dither=Image.Dither.NONE))
     gif, milliseconds = io.BytesIO(), [120] * (len(frames) - 1) + [3_000]
-    frames[0].save(gif, "gif", save_all=True, append_images=frames[1:], duration=milliseconds,
-                   loop=0)
+    frames[0].save(gif, "gif", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
     return gif.getvalue()
 
 

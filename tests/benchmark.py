@@ -15,7 +15,6 @@ import argparse
 import datetime
 import itertools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,7 +35,7 @@ import runs  # noqa: E402
 import wgan_gp  # noqa: E402
 
 
-# ------------------------------------------------------------------------------------------------- the textbook step
+# ---- the textbook step ----
 
 def textbook_critic_step(G, D, opt_D, x, z):
     opt_D.zero_grad()
@@ -128,7 +127,7 @@ class TextbookResNetCritic(nn.Module):
         return self.score(F.relu(self.blocks(x)).mean((2, 3)))
 
 
-# ---------------------------------------------------------------------------------------------------- what is compared
+# ---- what is compared ----
 
 class Case(NamedTuple):
     """A pair of networks at the sizes of the paper's code. Each network is a function of the width."""
@@ -164,7 +163,7 @@ def parts(case, networks, dim, device):
 
 
 def candidates(case, dim, device):
-    """{name: (a critic step, a whole iteration)}, functions without arguments; None for what is not to be had alone."""
+    """Return {name: (a critic step, an iteration)}, functions without arguments."""
     found = {}
     for name, networks, critic_step, generator_step in [
             ("textbook", case.textbook, textbook_critic_step, textbook_generator_step),
@@ -182,7 +181,7 @@ def candidates(case, dim, device):
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------- measuring
+# ---- measuring ----
 
 class Operations(TorchDispatchMode):
     """Counts, in .total, the floating-point operations of every matrix product and convolution that is carried out
@@ -248,15 +247,12 @@ def matrix_rate(rounds, device, clock=time.perf_counter):
 
 
 def hardware(device, clock):
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-        name = lines[0].split(":")[1].strip() if lines else platform.processor() or platform.machine()
-        name += f", {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    timed = ", processor time" if clock is time.process_time else ""
-    return f"{name}; torch {torch.__version__}; {datetime.date.today()}{timed}"
+    name = runs.hardware(device)
+    if device == "cpu":
+        name += f", threads: {torch.get_num_threads()}"
+    if clock is time.process_time:
+        name += ", processor time"
+    return f"{name}; torch {torch.__version__}; {datetime.date.today()}"
 
 
 def compare(args):
@@ -270,17 +266,13 @@ def compare(args):
         case = CASES[name]
         dim = args.dim or case.dim
         found = candidates(case, dim, args.device)
-        critics = [critic for critic, _ in found.values() if critic]
-        critic_times = seconds(critics, args.rounds, args.device, args.clock)
-        times = seconds([iteration for _, iteration in found.values()], args.rounds, args.device, args.clock)
-        counts = {label: operations(iteration) for label, (critic, iteration) in found.items() if critic}
-        for i, label in enumerate(found):
-            count = counts.get(label, counts["ours"])  # a graph replays the operations of ours
-            critic = "|"
-            if i < len(critics):
-                critic = f"{critic_times[i] * 1e3:.1f} | {critic_times[0] / critic_times[i]:.2f}"
-            print(f"| {case.title}, width {dim} | {label} | {critic} | {times[i] * 1e3:.1f} | {times[0] / times[i]:.2f}"
-                  f" | {count / 1e9:.1f} | {100 * count / times[i] / rate:.0f} % |", flush=True)
+        steps, iterations = zip(*found.values())
+        critic_times, times = [seconds(what, args.rounds, args.device, args.clock) for what in (steps, iterations)]
+        for label, step_time, time_taken, iteration in zip(found, critic_times, times, iterations):
+            count = operations(iteration)
+            print(f"| {case.title}, width {dim} | {label} | {step_time * 1e3:.1f} | {critic_times[0] / step_time:.2f} "
+                  f"| {time_taken * 1e3:.1f} | {times[0] / time_taken:.2f} | {count / 1e9:.1f} "
+                  f"| {100 * count / time_taken / rate:.0f} % |", flush=True)
 
 
 def compare_methods(args):
@@ -300,7 +292,7 @@ def compare_methods(args):
         print(f"| {name} | {wgan_gp.METHODS[name].n_critic} | {time_taken * 1e3:.0f} | {time_taken / times[-1]:.1f} |")
 
 
-# ----------------------------------------------------------------------------------------------- cost as work grows
+# ---- cost as work grows ----
 
 IMAGE_NETWORKS = {  # side: channels, G, D
     28: (1, models.mnist_generator, models.mnist_critic),

@@ -11,6 +11,9 @@ import torch
 
 import runs
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+torch.set_num_threads(1)  # the networks of the tests are too small for more
+
 
 @pytest.fixture
 def call(monkeypatch, capsys):

@@ -262,6 +262,8 @@ NETWORKS = {  # the network as a function of dim, the same by hand, the shape of
                               partial(cifar_resnet_critic, conditional=True), IMAGE, 128),
     "language G": (partial(models.language_generator, 40), language_generator, Z, 512),
     "language D": (partial(models.language_critic, 40), language_critic, (40, 32), 512),
+    "variant G": (models.variant_generator, dcgan_generator, Z, 64),  # by default the CIFAR-10 DCGAN
+    "variant D": (models.variant_critic, dcgan_critic, IMAGE, 64),
     "128 G": (partial(models.resnet_generator, size=128), partial(resnet_generator, widths=(8, 8, 8, 4, 2, 1)), Z, 64),
     "128 D": (partial(models.resnet_critic, size=128), partial(resnet_critic, widths=(2, 4, 8, 8, 8)), IMAGE128, 64),
 }
@@ -349,8 +351,8 @@ def test_same_padding_of_a_strided_convolution_pixel_by_pixel(side, kernel, befo
 def test_a_transposed_convolution_is_the_adjoint_of_the_strided_one(kernel):
     """<conv(x), y> = <x, deconv(y)> for equal weights: TensorFlow's definition of conv2d_transpose."""
     conv, deconv = models.Conv2d(3, 4, kernel, stride=2).double(), models.Deconv2d(4, 3, kernel).double()
+    assert all(layer.weight.is_contiguous(memory_format=models.LAYOUT) for layer in (conv, deconv))  # for speed
     deconv.weight.data = conv.weight.data
-    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     x, y = random(1, 3, 12, 12), random(1, 4, 6, 6)
     assert (conv(x) * y).sum().item() == pytest.approx((x * deconv(y)).sum().item(), rel=1e-12)
 
@@ -396,25 +398,19 @@ BROKEN = {  # operations whose backward pass is wrong for channels-last tensors,
     "_adaptive_avg_pool2d": "175190 (MPS)", "_adaptive_avg_pool2d_backward": "175190"}
 
 
-class Recorder(TorchDispatchMode):
-    """Collects the names of the operations that are carried out, backward passes included."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(function._overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
-
-
 def operations(name):
-    """The operations of a generator step and, for critics, of a critic step too."""
+    """The names of the operations of a generator step and, for critics, of a critic step. Backward passes included."""
+    names = set()
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.add(function._overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
     make, _, shape, *_ = NETWORKS[name]
     network, x = make(dim=4), torch.randn(2, *shape)
     y = [torch.tensor([3, 0])] if name == "resnet G, conditional" else []
     optimizer = torch.optim.SGD(network.parameters())
-    with Recorder() as recorder:
+    with Recorder():
         if " G" in name:
             wgan_gp.generator_step(network, lambda x: x.flatten(1).sum(1), optimizer, x, *y)
         else:
@@ -423,7 +419,7 @@ def operations(name):
             wgan_gp.generator_step(lambda z: images, network, torch.optim.SGD([images]), x)
         if "D, conditional" in name:
             network.classify(x).square().sum().backward()
-    return recorder.names
+    return names
 
 
 def test_no_training_step_has_an_operation_that_is_broken_on_a_gpu():

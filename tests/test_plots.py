@@ -44,7 +44,8 @@ def test_a_line_lies_where_the_numbers_are():
     assert x.max() == pytest.approx(0.5, abs=0.01) and y.max() == pytest.approx(0.25, abs=0.01)
 
 
-@pytest.mark.parametrize("gap, log_y", [(None, False), (float("nan"), False), (float("inf"), False), (0, True), (-1, True)])
+@pytest.mark.parametrize("gap, log_y", [
+    (None, False), (float("nan"), False), (float("inf"), False), (0, True), (-1, True)])
 def test_what_is_no_number_is_a_gap_and_a_lone_point_a_dot(gap, log_y):
     x, _ = curve(plots.line_chart({"": ([0, 1, 2, 3, 4], [1, 2, gap, 2, gap])}, log_y=log_y))
     x = np.unique(x)
@@ -64,8 +65,8 @@ def test_raw_values_are_pale_and_their_extremes_do_not_stretch_the_axis():
     picture = plots.line_chart({"a": (xs, ys)}, pale={"a": (xs, raw)}, colours={"a": "#FF0000"})
     assert np.ptp(curve(picture, "#FF0000")[1]) > 0.8
     assert len(curve(picture, "#FFAAAA", 25)[0]) > 50
-    rows, _ = where(picture, plots.PALE, 8)
-    assert (rows < inside(picture)[1]).any()  # "pale: raw" in the legend
+    above = pixels(picture)[:inside(picture)[1] - 3]
+    assert (np.abs(above - ImageColor.getrgb(plots.PALE)) < 3).all(2).sum() > 15  # "pale: raw" in the legend
 
 
 def test_a_band_is_between_its_edges_and_belongs_to_the_range():
@@ -98,7 +99,8 @@ def test_a_legend_wraps_and_stays_in_the_picture():
     (0, 200_000, False, "0 50000 100000 150000 200000"), (0, 2e7, False, "0 5000000 1e7 1.5e7 2e7"),
     (-1, 1, False, "-1 -0.5 0 0.5 1"), (100_000, 100_020, False, "100000 100005 100010 100015 100020"),
     (1.00001, 1.00002, False, "1.00001 1.000012 1.000014 1.000016 1.000018 1.00002"),
-    (0, 5e-5, False, "0 1e-5 2e-5 3e-5 4e-5 5e-5"), (-8, 2, True, "1e-8 1e-6 1e-4 1e-2 1e0 1e2"), (0, 1, True, "2 4 6 8 10")])
+    (0, 5e-5, False, "0 1e-5 2e-5 3e-5 4e-5 5e-5"), (-8, 2, True, "1e-8 1e-6 1e-4 1e-2 1e0 1e2"),
+    (0, 1, True, "2 4 6 8 10")])
 def test_ticks(low, high, log, labels):
     positions, texts = zip(*plots.ticks(low, high, 5, log))
     assert list(texts) == labels.split()
@@ -108,8 +110,10 @@ def test_ticks(low, high, log, labels):
 
 @pytest.mark.parametrize("lines", [
     {}, {"a": ([], [])}, {"a": ([1, 2], [None, None])}, {"a": ([1, 2, 3], [0, 0, 0])}, {"a": ([1, 2], [-5.0, -4.0])},
-    {"a": ([0, 1e15], [-1e-9, 1e30])}, {"a": (torch.arange(3), torch.rand(3, requires_grad=True))}, {"": ([3, 1, 2], [1, 2, 3])}])
-@pytest.mark.parametrize("log_y, y_range", [(False, None), (True, None), (False, (1, 2)), (True, (None, 1)), (False, (9, None))])
+    {"a": ([0, 1e15], [-1e-9, 1e30])}, {"a": (torch.arange(3), torch.rand(3, requires_grad=True))},
+    {"": ([3, 1, 2], [1, 2, 3])}])
+@pytest.mark.parametrize("log_y, y_range", [
+    (False, None), (True, None), (False, (1, 2)), (True, (None, 1)), (False, (9, None))])
 def test_any_numbers_make_a_chart_without_a_warning(lines, log_y, y_range, recwarn):
     picture = plots.line_chart(lines, "t" * 99, "x", "y", log_y=log_y, y_range=y_range, pale=lines)
     assert picture.size == (560, 360) and picture.mode == "RGB" and not list(recwarn)
@@ -151,7 +155,8 @@ def test_a_surface_gets_lighter_upwards_with_lines_at_equal_steps():
 @pytest.mark.parametrize("x, y", [(0, 0), (-1.5, 0.5), (1.9, 0.9)])
 @pytest.mark.parametrize("kind, colour", [("points", "#F0602A"), ("fake", "#B9D7F0")])
 def test_points_are_where_they_are(x, y, kind, colour):
-    picture = plots.surface(torch.zeros(9, 9), (-2, 2, -1, 1), size=(400, 200), **{kind: torch.tensor([[x, y], [9, 9]])})
+    dots = {kind: torch.tensor([[x, y], [9, 9]])}
+    picture = plots.surface(torch.zeros(9, 9), (-2, 2, -1, 1), size=(400, 200), **dots)
     rows, columns = where(picture, colour)
     assert columns.mean() + 0.5 == pytest.approx((x + 2) * 100, abs=0.6)
     assert rows.mean() + 0.5 == pytest.approx((1 - y) * 100, abs=0.6) and 4 <= len(rows) <= 12

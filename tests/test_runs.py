@@ -85,7 +85,8 @@ def test_a_run_leaves_what_the_contract_says(go, tmp_path):
     log = runs.read_log(tmp_path / "run")
     assert np.flatnonzero(np.isfinite(log["held_out_loss"])).tolist() == [2, 5, 7]
     assert np.flatnonzero(np.isfinite(log["score"])).tolist() == [3, 7] and (np.diff(log["seconds"]) >= 0).all()
-    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "checkpoint.pt", "config.json", "curves.png", "log.csv", "samples"]
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        ".lock", "checkpoint.pt", "config.json", "curves.png", "log.csv", "samples"]
     config = runs.read_config(tmp_path / "run")
     assert config["script"] == "train_test.py" and config["flags"]["seed"] == 7 and config["flags"]["lr"] == 0.1
     assert config["torch"] == torch.__version__ and config["threads"] == torch.get_num_threads() and config["hardware"]
@@ -105,6 +106,7 @@ def test_measuring_does_not_count_as_training(go, monkeypatch, tmp_path):
     monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
 
     def slow(run, i):
+        assert len(runs.read_log(run.out)["seconds"]) == i - 1  # the log is up to date, to a second
         now[0] += 2
         with run.clock_stopped():
             now[0] += 50
@@ -426,9 +428,7 @@ def one_of_two(rank, folder, queue):
         if i == 4 and rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
     try:
-        for flags in ([], ["--resume"]):
-            sys.argv += flags
-            runs.main(lambda: train(in_iteration=stop_rank_1, data=torch.full((3, 2), float(rank * len(flags)))))
+        runs.main(lambda: train(in_iteration=stop_rank_1))
     except SystemExit as leave:
         queue.put((rank, leave.code, done[-1]))
 
@@ -446,6 +446,11 @@ def test_a_stop_asked_for_on_one_process_stops_both(tmp_path):
         process.kill()
 
 
+def test_other_data_on_another_machine_are_refused(go, monkeypatch):
+    monkeypatch.setattr(runs, "from_rank_0", lambda own: (own[0], "12345678"))
+    one_line(go(data=np.ones((3, 2))), 1, "other data", "copy them to all machines")
+
+
 @pytest.mark.parametrize("size, code", [("", 0), ("1", 0), ("2", 2), ("many", 2)])
 def test_torchrun_for_a_script_of_one_process(go, monkeypatch, size, code):
     monkeypatch.setenv("WORLD_SIZE", size)
@@ -458,8 +463,9 @@ def test_torchrun_for_a_script_of_one_process(go, monkeypatch, size, code):
 # ---- flags and files ----
 
 @pytest.mark.parametrize("flags", [
-    ["--iterations", "0"], ["--iterations", "x"], ["--iterations", str(2 ** 63)], ["--batch-size", "1"], ["--seed", "-1"],
-    ["--seed", str(2 ** 32)], ["--lr", "-1"], ["--lr", "nan"], ["--lr", "inf"], ["--lr", "1e39"], ["--device", "tpu"],
+    ["--iterations", "0"], ["--iterations", "x"], ["--iterations", str(2 ** 63)], ["--batch-size", "1"],
+    ["--seed", "-1"], ["--seed", str(2 ** 32)],
+    ["--lr", "-1"], ["--lr", "nan"], ["--lr", "inf"], ["--lr", "1e39"], ["--device", "tpu"],
     ["--device", "cpu:0"], ["--checkpoint-seconds", "-1"], ["--threads", "0"], ["--iter", "3"]])
 def test_impossible_flags(go, tmp_path, flags):
     one_line(go(*flags), 2, flags[0])
@@ -485,7 +491,8 @@ def test_threads(go, monkeypatch):
 
 
 def test_commands_replace_their_own_flags(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train_x.py", "--commands", "9", "--data", "my photos", "--beta1", "1", "--lr", "2"])
+    given = ["train_x.py", "--commands", "9", "--data", "my photos", "--beta1", "1", "--lr", "2"]
+    monkeypatch.setattr("sys.argv", given)
     runs.commands("train_x.py", [{"beta1": 0.5, "out": "a b"}, {"one_sided": 3}])
     assert capsys.readouterr().out.splitlines() == [
         "python train_x.py --data 'my photos' --lr 2 --beta1 0.5 --out 'a b'",
@@ -496,9 +503,15 @@ def test_commands_replace_their_own_flags(monkeypatch, capsys):
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
 def test_write_is_atomic(tmp_path, monkeypatch, error, fails):
     runs.write(tmp_path / "a.txt", "old")
-    monkeypatch.setattr(os, fails, lambda *_: (_ for _ in ()).throw(error))
+    left = []
+
+    def fail(*_):
+        left.extend(tmp_path.glob(".a.txt.*.runs.tmp"))  # what start() removes after a kill
+        raise error
+    monkeypatch.setattr(os, fails, fail)
     with pytest.raises((runs.Mistake, KeyboardInterrupt)):
         runs.write(tmp_path / "a.txt", "new")
+    assert len(left) == 1
     assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 

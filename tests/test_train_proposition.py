@@ -143,7 +143,7 @@ def test_six_critics_a_figure_and_a_table(call, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
     assert stdout.splitlines()[-1].startswith(f"done: {tmp_path}/figure.png")
-    assert all(f"critic {i}/6, {name} {method} 4/4 " in stderr for i, (name, method) in enumerate(
+    assert all(f"{i}/6 {name} {method} 4/4 " in stderr for i, (name, method) in enumerate(
         itertools.product(script.PROBLEMS, ("wgan-gp",)), 1))
 
 
