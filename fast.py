@@ -241,6 +241,9 @@ def processes(main):
             sys.stderr = stderr if first else silent  # the others only see that it is gone
             raise
         dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # a thread of gloo can abort Python's own exit
     return joined
 
 

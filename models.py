@@ -175,19 +175,14 @@ def cifar_critic(dim=64, norm=None, channels=3):
 
 # ---- MNIST DCGAN: Figure 5(b), Section 5.6 ----
 
-class Crop(nn.Module):
-    """8 x 8 to 7 x 7 pixels. The authors keep the top left, on turned images the bottom right."""
-    def forward(self, x):
-        return x[:, :, 1:, 1:]
-
-
 def mnist_generator(dim=64, norm=False):
     """z (m, 128) to images (m, 1, 28, 28) in [0, 1]. norm: batch norm, only for weight clipping."""
     maybe_norm = batch_norm if norm else no_norm
+    crop = nn.ZeroPad2d((-1, 0, -1, 0))  # the authors keep the top left, on turned images the bottom right
     return nn.Sequential(
         Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
         nn.Unflatten(1, (4 * dim, 4, 4)),
-        Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), nn.ReLU(), Crop(),  # 7 x 7
+        Deconv2d(4 * dim, 2 * dim, 5), maybe_norm(2 * dim), nn.ReLU(), crop,  # 7 x 7
         Deconv2d(2 * dim, dim, 5), maybe_norm(dim), nn.ReLU(),  # 14 x 14
         Deconv2d(dim, 1, 5), nn.Sigmoid())  # 28 x 28
 

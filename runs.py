@@ -177,6 +177,8 @@ def highest(number):
 
 def part(args, name):
     """Return the flags of one of several runs of a script, in the folder `name` below --out."""
+    if args.resume and not any(Path(args.out).glob("*/checkpoint.pt")):
+        raise Mistake(f"no checkpoint in {args.out}: leave out --resume, or choose another --out", 2)
     out = Path(args.out, name)
     resume = args.resume and (out / "checkpoint.pt").exists()  # the other parts start
     return argparse.Namespace(**{**vars(args), "out": str(out), "resume": resume})
@@ -234,8 +236,9 @@ class Run:
             "script": script.name, "flags": given, "data": fingerprint(data), "git": os.popen(git).read().strip(),
             "python": platform.python_version(), "torch": torch.__version__, "hardware": hardware(args.device),
             "threads": torch.get_num_threads(), "processes": processes}
-        self.identity = {"script": script.name, "columns": self.columns, "data fingerprint": config["data"]}
+        self.identity = {"script": script.name}
         self.identity |= {flag(name): given[name] for name in given if name not in self.MAY_CHANGE}
+        self.identity |= {"columns": self.columns, "data fingerprint": config["data"]}
         loaded = self.claim(config) if self.first else None
         self.loaded, of_rank_0 = from_rank_0((loaded, config["data"]))
         if config["data"] != of_rank_0:
@@ -378,7 +381,8 @@ class Run:
         rate = (self.iteration - self.first_iteration) / max(self.shown_at - self.begun, 1e-9)
         left = duration((self.args.iterations - self.iteration) / rate)
         line = f"{self.label} {self.iteration}/{self.args.iterations}  {rate:.3g}/s  {left} left"
-        for name in sorted(self.latest, key=lambda name: (name != "Wasserstein", not name.endswith("score"))):
+        first = ["Wasserstein", "inception_score", "held_out_loss"]
+        for name in sorted(self.latest, key=lambda name: (first + [name]).index(name)):
             more = f"  {name.replace('_', ' ')} {float(self.latest[name]):.4g}"
             if len(line + more) < 80:
                 line += more

@@ -97,7 +97,7 @@ def main():
 
     # resume or start, and train: Algorithm 1
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
-    train = fast.choose(args)
+    train = fast.choose(args)  # wgan_gp.train, or the same on several GPUs, as CUDA graphs, in bfloat16
     for step in train(G, D, batches, latents, opt_G, opt_D, method, args.iterations, start, args.seed):
         measured = {}
 

@@ -4,7 +4,6 @@ Needs torch alone: copy this file, or only gradient_penalty. The names are the p
 generator G, real x, generated x_tilde, x_hat between them, eps, lam (lambda), n_critic. The loop
 over i = 1..m in lines 3 to 8 is the batch dimension.
 """
-import math
 from typing import Callable, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ def scores(D, x):
     """Return D(x) as a vector (m,). Raises ValueError unless D gives one score per example."""
     score = D(x)
     shape = tuple(score.shape) if torch.is_tensor(score) else type(score).__name__
-    if shape not in [(len(x),), (len(x), 1)]:
+    if not torch.is_tensor(score) or shape[:1] != (len(x),) or score.numel() != len(x):
         raise ValueError(f"D must return one score per example, shape ({len(x)},), not {shape}")
     return score.flatten()
 
@@ -30,11 +29,11 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
     if x.shape != x_tilde.shape or not len(x) or not x.is_floating_point():
         raise ValueError(f"x and x_tilde must be floats of one shape, not empty, but are {x.dtype} "
                          f"{tuple(x.shape)} and {x_tilde.dtype} {tuple(x_tilde.shape)}")
-    eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # line 4
+    eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # line 4: one per example
     x_hat = (eps * x + (1 - eps) * x_tilde).detach().requires_grad_()  # line 6
     # A score depends on its own example alone: the gradient of the sum holds the gradient of each.
     gradient, = torch.autograd.grad(scores(D, x_hat).sum(), x_hat, create_graph=True)
-    excess = gradient.flatten(1).norm(dim=1) - 1  # norm() has derivative 0 at 0, not NaN
+    excess = gradient.flatten(1).norm(dim=1) - 1  # torch takes 0, not NaN, for the derivative at 0
     if one_sided:
         excess = excess.relu()
     return excess.square().mean()
@@ -47,11 +46,9 @@ def critic_loss(D, x, x_tilde, *y, method=None):
     the Wasserstein estimate E[D(x)] - E[D(x_tilde)], and the penalty without its weight.
     """
     method = method or WGAN_GP
-    real, fake = scores(D, x), scores(D, x_tilde)  # two passes: batch norm must not mix the two
-    penalty = torch.zeros_like(real.mean())
-    if method.lam:
-        penalty = gradient_penalty(D, x, x_tilde, method.one_sided)
-    loss = method.D_loss(real, fake) + method.lam * penalty + method.critic_term(D, x, *y)  # line 7
+    real, fake = scores(D, x), scores(D, x_tilde)  # two passes, as batch norm must not mix them
+    penalty = gradient_penalty(D, x, x_tilde, method.one_sided) if method.lam else real.new_zeros(())
+    loss = method.D_loss(real, fake) + method.lam * penalty + method.critic_term(D, x, *y)
     return loss, real.mean() - fake.mean(), penalty
 
 
@@ -63,7 +60,7 @@ def critic_step(G, D, opt_D, x, z, *y, method=None):
     method = method or WGAN_GP
     with torch.no_grad():
         x_tilde = G(z, *y)  # line 5
-    losses = critic_loss(D, x, x_tilde, *y, method=method)  # lines 6 and 7
+    losses = critic_loss(D, x, x_tilde, *y, method=method)  # lines 6 and 7, their mean over i
     descend(opt_D, losses[0])  # line 9
     if method.clip:
         for w in D.parameters():
@@ -72,10 +69,7 @@ def critic_step(G, D, opt_D, x, z, *y, method=None):
 
 
 def generator_step(G, D, opt_G, z, *y, method=None):
-    """Update the generator once, on latents z (m, ...): line 12. Returns its loss.
-
-    G: any function of the weights in opt_G. y: what else it takes, such as labels.
-    """
+    """Update the generator once, on z and y as in critic_step: line 12. Returns its loss."""
     method = method or WGAN_GP
     x_tilde = G(z, *y)
     loss = method.G_loss(scores(D, x_tilde)) + method.generator_term(D, x_tilde, *y)
@@ -102,9 +96,9 @@ class Step(NamedTuple):
 
 def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000, start=0,
           seed=None, decay=False, generator_batch=None):
-    """Run Algorithm 1 as a generator function: for step in train(...), a Step after each iteration.
+    """Run Algorithm 1: `for step in train(...)` yields a Step after each iteration.
 
-    batches: an iterable of x, (x,) or (x, y), such as a DataLoader. It is gone through again and again
+    batches: x, (x,) or (x, y) each, such as a DataLoader. Read again from the start when they end
     latents: latents(m) returns (z,), or (z, y) if batches have labels y
     opt_G, opt_D: the optimizers, for instance method.make_optimizer(G)
     start: iterations done before, of `iterations` in all
@@ -112,26 +106,23 @@ def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000,
     decay: let the learning rates fall linearly to 0 (Appendix F)
     generator_batch: examples in the generator's batch, if not as many as in the critic's
     """
-    method, real = method or WGAN_GP, endless(batches, next(D.parameters()).device)
-    groups = opt_G.param_groups + opt_D.param_groups
-    for group in groups:
-        group.setdefault("initial_lr", group["lr"])  # saved with the optimizer for --resume
-    for iteration in range(start, iterations):  # line 1
+    method = method or WGAN_GP
+    batches = endless(batches, opt_D.param_groups[0]["params"][0].device)
+    for iteration in range(start, iterations):  # line 1, for a fixed number of iterations
         if seed is not None:
             seed_iteration(seed, iteration)
-        if decay:
-            for group in groups:
-                group["lr"] = group["initial_lr"] * (1 - iteration / iterations)
+        for group in opt_G.param_groups + opt_D.param_groups if decay else ():
+            first_lr = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = first_lr * (1 - iteration / iterations)
         for _ in range(method.n_critic):  # line 2
-            x, *y = next(real)  # line 4
+            x, *y = next(batches)  # line 4
             z, *labels = latents(len(x))  # line 4. x_tilde gets the labels of x
             if len(y) != len(labels):
                 raise ValueError("labels must come from both batches and latents, or from neither: "
                                  "to leave them out, give batches of x alone")
-            critic = critic_step(G, D, opt_D, x, z, *y, method=method)  # lines 5 to 9
-        z = latents(generator_batch or len(x))  # line 11
-        generator = generator_step(G, D, opt_G, *z, method=method)  # line 12
-        yield Step(iteration + 1, *critic, generator)
+            losses = critic_step(G, D, opt_D, x, z, *y, method=method)  # lines 5 to 9
+        z, *y = latents(generator_batch or len(x))  # line 11
+        yield Step(iteration + 1, *losses, generator_step(G, D, opt_G, z, *y, method=method))  # line 12
 
 
 def endless(batches, device):
@@ -147,14 +138,13 @@ def endless(batches, device):
 
 def seed_iteration(seed, iteration):
     """Reseed torch, so that logging cannot change a run and resuming needs no RNG state."""
-    torch.manual_seed(seed * 1_000_003 + iteration)  # odd and large, to keep seeds apart
+    torch.manual_seed(seed * 1_000_003 + iteration)  # more than a run has iterations
 
 
 @torch.no_grad()
 def sample(G, latents, n, batch_size=100, convert=lambda x_tilde: x_tilde):
-    """Return n samples of G, drawn in batches for its batch norm. convert: applied to each batch."""
-    batches = math.ceil(n / batch_size)
-    return torch.cat([convert(G(*latents(batch_size))) for _ in range(batches)])[:n]
+    """Return n samples of G. Its batch norm needs full batches. convert: applied to each batch."""
+    return torch.cat([convert(G(*latents(batch_size))) for _ in range(0, n, batch_size)])[:n]
 
 
 def held_out_loss(G, D, batches, latents, method=None):
@@ -201,14 +191,14 @@ class Method(NamedTuple):
         return torch.optim.RMSprop(network.parameters(), self.lr, alpha=self.beta2)
 
 
-# Equation 1 on logits with the non-saturating generator loss of Section 2.1, and least squares [18].
+# Minus half of equation 1 on logits, with the generator loss of Section 2.1, and least squares [18].
 GAN = (lambda real, fake: (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2,
        lambda fake: F.softplus(-fake).mean())
 LSGAN = (lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
          lambda fake: (fake - 1).square().mean())
 WGAN = (wasserstein_critic, wasserstein_generator)
 
-METHODS = {  # the columns of Figure 2 (Section 5.2, Appendix E)
+METHODS = {  # the columns of Figure 2. wgan-gp has Algorithm 1's beta1, and 0.5 in Appendix E (train_lsun.py)
     "dcgan": Method(*GAN, lam=0, clip=0, n_critic=1, optimizer="adam", lr=2e-4, beta1=0.5, beta2=0.999),
     "lsgan": Method(*LSGAN, lam=0, clip=0, n_critic=1, optimizer="rmsprop", lr=1e-4, beta1=None, beta2=0.9),
     "wgan": Method(*WGAN, lam=0, clip=0.01, n_critic=5, optimizer="rmsprop", lr=5e-5, beta1=None, beta2=0.9),

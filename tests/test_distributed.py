@@ -186,7 +186,7 @@ def test_a_mistake_is_said_once(tmp_path, command, flags, says):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_of_one_process_ends_both_and_is_said_once(tmp_path, command, rank):
-    """A disk that fills up, on either: the other is not left waiting, and the checkpoint is that of iteration 2."""
+    """A disk that fills up, on either: the other is not left waiting, and the checkpoint is good."""
     script = tmp_path / "train_cifar.py"
     script.write_text(f"""import sys; sys.path.insert(0, "{ROOT}")
 import importlib.util, fast, runs
@@ -205,4 +205,4 @@ runs.main(fast.processes(module.main))
     lines = ended(torchrun(script, *command[1:], "--iterations", 6, "--out", tmp_path / "run"), code=1)
     lines = [line for line in lines if "caching" not in line and "/s  " not in line]
     assert lines == ["train_cifar.py: [Errno 28] No space left on device"]
-    assert objects(tmp_path / "run")[""]["iteration"] == 2
+    assert objects(tmp_path / "run")[""]["iteration"] in (2, 2 + rank)  # rank 0 may save before it notices
