@@ -59,7 +59,7 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
     (seed, iteration), a batch depends on those two alone, and a run can resume anywhere.
     """
     if len(images) < batch_size:
-        raise DataError(f"{len(images)} images are less than a batch of {batch_size}: lower --batch-size")
+        raise DataError(f"{len(images)} examples are fewer than a batch of {batch_size}: lower --batch-size")
     images, device = torch.as_tensor(images), torch.device(device)
     if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         images = images.to(device)

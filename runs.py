@@ -381,8 +381,9 @@ class Run:
         rate = (self.iteration - self.first_iteration) / max(self.shown_at - self.begun, 1e-9)
         left = duration((self.args.iterations - self.iteration) / rate)
         line = f"{self.label} {self.iteration}/{self.args.iterations}  {rate:.3g}/s  {left} left"
-        first = ["Wasserstein", "inception_score", "held_out_loss"]
-        for name in sorted(self.latest, key=lambda name: (first + [name]).index(name)):
+        def late(name):
+            return name != "Wasserstein", not name.endswith("score"), name != "held_out_loss"
+        for name in sorted(self.latest, key=late):
             more = f"  {name.replace('_', ' ')} {float(self.latest[name]):.4g}"
             if len(line + more) < 80:
                 line += more
