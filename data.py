@@ -66,13 +66,12 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
     if labels is not None:
         labels = labels.to(device)
 
-    def draw():  # a generator of its own, so that the check above does not wait for the first batch
-        while True:
-            index = torch.randint(len(images), (batch_size,), device=device)
-            x = to_float(images[index.to(images.device)].to(device))
-            yield (x,) if labels is None else (x, labels[index])
+    def draw():
+        index = torch.randint(len(images), (batch_size,), device=device)
+        x = to_float(images[index.to(images.device)].to(device))
+        return (x,) if labels is None else (x, labels[index])
 
-    return draw()
+    return iter(draw, None)  # an endless iterator
 
 
 def in_order(images, batch_size, to_float, device="cpu", labels=None):
@@ -271,10 +270,11 @@ def image_folder(folder, size, cache_dir, train=None, leave_out=None):
     Each is the largest centre square, resized with the Lanczos filter, on white where transparent.
     Equal pictures are used once. Every tenth is held out: train=False returns those, True the others.
     The bytes are cached in `cache_dir`, in a file named after the folder and a digest of its files'
-    names, sizes and times. After a change another one replaces it.
+    names, sizes and times. If the folder changes, the cache is rebuilt.
     """
     files = _files(folder, [cache_dir, leave_out])
-    stem = re.sub("[^A-Za-z0-9]+", "-", os.path.realpath(folder))[-80:].lstrip("-") + f"-{size}"
+    name = os.path.realpath(folder)
+    stem = f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-{size}"
     cache = Path(cache_dir, f"{stem}-{hashlib.sha256(repr(files).encode()).hexdigest()[:16]}.uint8")
     with warnings.catch_warnings(action="ignore"):  # Pillow's of odd files, torch's of read-only maps
         if not cache.exists():

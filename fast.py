@@ -1,11 +1,12 @@
-"""Several GPUs, CUDA graphs and bfloat16: one door. Nobody needs this file to follow a script.
+"""Optional: several GPUs, CUDA graphs and bfloat16. Nobody needs this file to follow a script.
 
     args = fast.parse(parser)                adds --fast and --bf16, and parses
     train = fast.choose(args)                wgan_gp.train, or the same training in one of these forms
     runs.main(fast.processes(main))          joins the processes that torchrun started, if it did
 
 Small networks leave a GPU waiting for Python, which launches thousands of kernels per iteration. --fast records
-the kernels of an iteration once, as a CUDA graph, and then replays them. Before that it proves itself: see graphed.
+the kernels of an iteration once, as a CUDA graph, and then replays them. First it compares one replayed iteration
+with an eager one.
 Convolutions use TF32 where a GPU has it, which is torch's default. Matrix products stay in float32.
 """
 import contextlib
@@ -14,6 +15,7 @@ import datetime
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -100,21 +102,23 @@ def graphed(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_00
     weights = [w for group in groups for w in group["params"]]
     state = weights + [value for opt in (opt_G, opt_D) for s in opt.state.values() for value in s.values()]
     before = [tensor.detach().clone() for tensor in state]
-    eager(begin)
+    problem = waits_for_the_gpu(lambda: eager(begin))
     expected = [w.detach().clone() for w in weights]
     restore(state, before)
-    try:
-        for opt in (opt_G, opt_D):
-            opt.zero_grad(set_to_none=True)  # the graph makes its own gradients
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream), capturable(groups, rates):
-            _, *losses = next(endless)  # recorded, not computed
+    if problem is None:
+        try:
+            for opt in (opt_G, opt_D):
+                opt.zero_grad(set_to_none=True)  # the graph makes its own gradients
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream), capturable(groups, rates):
+                _, *losses = next(endless)  # recorded, not computed
+        except RuntimeError as error:
+            problem = f"the iteration cannot be recorded ({str(error).splitlines()[0]})"
+    if not anywhere(problem is not None, device):
         prepare(begin)
         graph.replay()
         problem = compare(weights, expected, before)
-    except RuntimeError as error:
-        problem = f"the iteration cannot be recorded ({str(error).splitlines()[0]})"
-    restore(state, before)
+        restore(state, before)
     if anywhere(problem is not None, device):
         print(f"--fast: {problem or 'another process has a problem'}; training goes on without it", file=sys.stderr)
         move_step_counts((opt_G, opt_D), "cpu")
@@ -149,6 +153,18 @@ def move_step_counts(optimizers, device):
         for state in opt.state.values():
             if "step" in state:
                 state["step"] = state["step"].to(device)
+
+
+def waits_for_the_gpu(iteration):
+    """Run an iteration. Return what is wrong if it waits for the GPU, which a graph cannot record, or None."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        iteration()
+        torch.cuda.set_sync_debug_mode("default")
+    if any("called a synchronizing" in str(warning.message) for warning in caught):
+        return "an iteration waits for the GPU, as with images too large for its memory"
+    return None
 
 
 @torch.no_grad()
@@ -200,7 +216,7 @@ def autocast(function):
 # ---- several processes ----
 
 # torchrun starts N processes. Each draws its own share of every batch, and the gradients are averaged before each
-# update. Rank 0 alone measures, prints and writes (runs.py).
+# update. Batch norm sees one share, not the whole batch. Rank 0 alone measures, prints and writes (runs.py).
 
 def world_size():
     """Return the number of processes that torchrun started, 1 without it."""
@@ -211,7 +227,7 @@ def world_size():
 
 
 def processes(main):
-    """Return main, joined to the other processes of torchrun. An error is printed once, and ends all."""
+    """Return main, joined to the other processes of torchrun. Prints an error once and stops them all."""
     def joined():
         if world_size() == 1:
             if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
@@ -238,7 +254,7 @@ def processes(main):
         except BaseException:
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             first = store.add(f"failures of attempt {attempt}", 1) == 1
-            sys.stderr = stderr if first else silent  # the others only see that it is gone
+            sys.stderr = stderr if first else silent  # the other ranks fail only because this one did
             raise
         dist.destroy_process_group()
         sys.stdout.flush()
@@ -248,7 +264,7 @@ def processes(main):
 
 
 def shared(train):
-    """Return `train` with each batch shared by the processes: the updates are those of the whole batch."""
+    """Return `train` with each batch shared by the processes. Without batch norm the updates are those of one."""
     def train_shared(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000, start=0, seed=0,
                      decay=False, generator_batch=None):
         n, rank = dist.get_world_size(), dist.get_rank()

@@ -301,7 +301,7 @@ class Mixed(nn.Module):
 
 
 class Inception(nn.Module):
-    """Inception v3 of 2015-12-05 without its auxiliary head: 23,850,960 numbers, not to be trained."""
+    """Inception v3 of 2015-12-05 without its auxiliary head: 23,850,960 parameters, frozen."""
 
     def __init__(self):
         super().__init__()

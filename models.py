@@ -4,7 +4,7 @@ Generators take latents z ~ N(0, I) of shape (m, 128), or (m, 2) for the toys. C
 score per example, shape (m,). What the paper leaves open is as in its authors' TensorFlow code:
 
     initialisation   uniform, deviation from fan-in and fan-out (Conv2d, Linear), biases 0, gains 1
-    padding          torch's: TensorFlow's "SAME" for images turned by 180 degrees (Conv2d)
+    padding          torch's, TensorFlow's "SAME" up to a rotation by 180 degrees (Conv2d)
     batch norm       always the statistics of the batch at hand, so sample many images at a time
 """
 import math
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 LATENT = 128  # numbers in z, everywhere but in the toys
-LAYOUT = torch.channels_last  # of kernels: faster
+LAYOUT = torch.channels_last  # memory format of the kernels, faster than contiguous
 if torch.backends.mps.is_available():  # where batch norm's backward is wrong for it (pytorch issue 175189)
     LAYOUT = torch.contiguous_format
 
@@ -42,7 +42,7 @@ class Conv2d(nn.Conv2d):
     In a strided layer TensorFlow pads the odd row of zeros after the image, torch before it. So this
     is TensorFlow's layer on images turned by 180 degrees: the same for training from random weights.
     Weights have deviation sqrt(4/(fan_in + fan_out)), or sqrt(2/(fan_in + fan_out)) with glorot=True,
-    where the authors' code has it. fan_out counts one position in stride**2.
+    where the authors' code has it. fan_out is divided by stride**2.
     """
     def __init__(self, n_in, n_out, kernel, stride=1, bias=True, glorot=False):
         super().__init__(n_in, n_out, kernel, stride, padding=kernel // 2, bias=bias)
@@ -56,7 +56,7 @@ class Conv2d(nn.Conv2d):
 class Deconv2d(nn.ConvTranspose2d):
     """A transposed convolution of stride 2, the adjoint of Conv2d's: side n in, 2n out.
 
-    Weights have deviation sqrt(4/(fan_in + fan_out)), where fan_in counts one position in four.
+    Weights have deviation sqrt(4/(fan_in + fan_out)), where fan_in is divided by 4.
     """
     def __init__(self, n_in, n_out, kernel):
         super().__init__(n_in, n_out, kernel, stride=2, padding=kernel // 2, output_padding=1)
@@ -94,7 +94,7 @@ def upsample(x):
 def relu(x, slope=0.0):
     """max(x, slope * x), as a product with a mask that is constant for autograd.
 
-    F.relu has a second derivative of zeros, which the penalty would carry through a backward pass.
+    The double backward pass of F.relu propagates a tensor of zeros. This version skips that work.
     """
     return x * x.detach().sign().clamp_(min=slope)
 

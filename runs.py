@@ -74,7 +74,7 @@ def main(script):
 
 
 def say(text, end="\n"):
-    """Print a line on stderr. If nobody can read it any longer, the run goes on in silence."""
+    """Print a line on stderr. Ignore a closed stderr."""
     try:
         width = 79 * sys.stderr.isatty()  # covers the progress line
         print(text.ljust(width), end=end, file=sys.stderr, flush=True)
@@ -95,10 +95,10 @@ def flags(doc, data, iterations, batch_size, threads=None):
     add("--data-dir", default="data", help="folder for downloads (default data)")
     add("--out", help="folder for the results (default: a folder in runs/)")
     add("--iterations", type=whole(1), default=iterations, help="generator updates (default %(default)s)")
-    add("--batch-size", type=whole(2), default=batch_size, help="examples (default %(default)s)")
+    add("--batch-size", type=whole(2), default=batch_size, help="examples per batch (default %(default)s)")
     add("--seed", type=whole(0, 2 ** 32), default=0, help="the same seed gives the same run")
     add("--device", type=device, default="auto", help="auto, cpu, cuda or mps (default: a GPU if possible)")
-    add("--threads", type=whole(1, 1025), default=threads, help="of the CPU (default %(default)s)")
+    add("--threads", type=whole(1, 1025), default=threads, help="CPU threads (default %(default)s)")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--checkpoint-seconds", type=number(0), default=60, help="time between checkpoints (default 60)")
     return parser
@@ -153,7 +153,7 @@ def world():
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     if os.environ.get("WORLD_SIZE", "") not in ("", "1"):
-        raise Mistake("WORLD_SIZE is set, but this script is one process: use python, not torchrun", 2)
+        raise Mistake("WORLD_SIZE is set, but this script does not support torchrun: use python", 2)
     return 0, 1
 
 
@@ -177,10 +177,11 @@ def highest(number):
 
 def part(args, name):
     """Return the flags of one of several runs of a script, in the folder `name` below --out."""
-    if args.resume and not any(Path(args.out).glob("*/checkpoint.pt")):
+    out, begun = Path(args.out, name), [path.parent for path in Path(args.out).glob("*/checkpoint.pt")]
+    begun = from_rank_0(begun)
+    if args.resume and not begun:
         raise Mistake(f"no checkpoint in {args.out}: leave out --resume, or choose another --out", 2)
-    out = Path(args.out, name)
-    resume = args.resume and (out / "checkpoint.pt").exists()  # the other parts start
+    resume = args.resume and out in begun  # the other parts start
     return argparse.Namespace(**{**vars(args), "out": str(out), "resume": resume})
 
 
@@ -246,7 +247,7 @@ class Run:
         torch.manual_seed(args.seed)  # for the initial weights
 
     def claim(self, config):
-        """Make the folder this run's own. Return its checkpoint, an empty one without --resume."""
+        """Lock the folder and write config.json. Return the checkpoint, or an empty one."""
         check_out(self.args, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.out / ".lock", "a")
@@ -295,7 +296,7 @@ class Run:
         """
         loaded, self.objects = self.loaded, objects
         try:
-            for name in objects if self.args.resume else ():
+            for name in objects if "objects" in loaded else ():
                 objects[name].load_state_dict(loaded["objects"][name])
         except (KeyError, ValueError, RuntimeError) as error:
             raise Mistake(f"the checkpoint in {self.out} does not fit these networks "
@@ -324,7 +325,7 @@ class Run:
             os.write(sys.stderr.fileno(), b"\nstopping after this iteration; Ctrl-C again: without saving\n")
 
     def stopping(self, step):
-        """Return the signal that asked to stop, or 0. Found once per iteration, by all ranks together."""
+        """Return the signal that asked to stop, or 0. Shared by all ranks, once per iteration."""
         if self.iteration != step.iteration:
             self.iteration, self.stop = step.iteration, highest(self.interrupted)
         return self.stop
@@ -337,7 +338,9 @@ class Run:
 
     @contextlib.contextmanager
     def clock_stopped(self):
-        """Time spent inside does not count towards the log's seconds of training."""
+        """Exclude the time spent inside from the log's seconds of training."""
+        if self.args.device == "cuda":
+            torch.cuda.synchronize()  # work that was launched before belongs to the training
         stopped_at = time.monotonic()
         yield
         self.clock += time.monotonic() - stopped_at
@@ -481,7 +484,7 @@ class Run:
 def write(path, content, append=False):
     """Write text, bytes or a PIL image atomically. append: add text at the end instead.
 
-    A file that another program has open, as happens on Windows, is tried again for a few seconds.
+    Retry for four seconds if another program has the file open (Windows).
     """
     path, buffer, advice = Path(path), io.BytesIO(), "make room there, or choose another --out"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.runs.tmp")
@@ -529,7 +532,8 @@ def read_log(folder):
     """Return log.csv in `folder` as {column: float array}, NaN where nothing was measured."""
     path = Path(folder) / "log.csv"
     try:
-        header, *rows = [line.split(",") for line in path.read_text("utf-8-sig").splitlines()]
+        complete = path.read_text("utf-8-sig").rpartition("\n")[0]  # the last line may be in the making
+        header, *rows = [line.split(",") for line in complete.splitlines()]
         values = [[float(cell or "nan") for cell in row] for row in rows]
         return dict(zip(header, np.array(values).reshape(-1, len(header)).T))
     except (FileNotFoundError, ValueError):
@@ -543,7 +547,7 @@ def read_config(folder):
         config = json.loads(path.read_text("utf-8"))
         return config | {"script": config["script"], "flags": dict(config["flags"])}
     except (OSError, ValueError, TypeError, KeyError):
-        raise Mistake(f"{path} is missing or not of a run: restore it, or choose another folder") from None
+        raise Mistake(f"{path} is missing, or is not the config.json of a run: restore it, or choose another folder") from None
 
 
 # ---- small things ----

@@ -53,7 +53,7 @@ def parse():
     if args.beta1 is not None and wgan_gp.METHODS[args.method].optimizer != "adam":
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp: leave it out")
 
-    # runs/cifar-wgan-gp, or that with more of what was chosen
+    # the default --out: runs/cifar-wgan-gp and every flag that differs from its default
     name = Path(args.data).resolve().name.replace("cifar10", "cifar") + f"-{args.method}"
     for flag in ("dim", "norm", "beta1"):
         if getattr(args, flag) != parser.get_default(flag):
@@ -137,7 +137,9 @@ def draw_figure(folder):
     for method, label in FIGURE_3.items():
         found = [*folder.glob(f"cifar-{method}/log.csv"), *folder.glob(f"cifar-{method}-seed*/log.csv")]
         if found:
-            logs[label] = [runs.read_log(path.parent) for path in found]
+            some = [runs.read_log(path.parent) for path in found]
+            longest = max(len(log["iteration"]) for log in some)
+            logs[label] = [log for log in some if 2 * len(log["iteration"]) > longest]  # not those just begun
     for log in sum(logs.values(), []):
         log["wasserstein"] = plots.smooth(log["wasserstein"], len(log["wasserstein"]) // 100)
 

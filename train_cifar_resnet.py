@@ -51,7 +51,7 @@ def parse():
     add("--summary", action="store_true", help="print Appendix F's tables of the networks")
     args = fast.parse(parser)
 
-    # runs/cifar-resnet, or that with more of what was chosen
+    # the default --out: runs/cifar-resnet and every flag that differs from its default
     name = Path(args.data).resolve().name.replace("cifar10", "cifar") + "-resnet"
     if args.conditional:
         name += "-conditional"
@@ -196,7 +196,7 @@ def over_seeds(scores):
     """Return the mean of several seeds' scores and their deviation, or one seed's score and its own."""
     mean, deviation = scores[0][:2]
     if len(scores) > 1:
-        mean, deviation = np.mean(scores, axis=0)[0], np.std(scores, axis=0)[0]
+        mean, deviation = np.mean(scores, axis=0)[0], np.std(scores, axis=0, ddof=1)[0]
     return f"{mean:.2f} +- {deviation:.2f}"
 
 

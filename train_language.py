@@ -11,7 +11,7 @@ sample. samples/NNNNNN.txt has 640 samples. log.csv has their Jensen-Shannon div
 n-grams of 1 to 4 characters (js1 to js4), and that of 640 real lines from the others: as low as it can go (js1_floor).
 
 Expect words with frequent spelling errors after 200,000 iterations (Table 4), and nothing comparable from the standard
-GAN. What came of 10,000 iterations at width 48: results/language.
+GAN. Results of 10,000 iterations at width 48: results/language.
 """
 import json
 from pathlib import Path
@@ -49,6 +49,8 @@ def parse():
     elif method.n_critic == 1 < args.n_critic:
         parser.error(f"--n-critic {args.n_critic}: {args.method} has one step")
     text = "" if args.data == "billion-word" else f"-{Path(args.data).resolve().name}"
+    if args.seed:
+        text += f"-seed{args.seed}"
     args.out = args.out or f"runs/language{text}-{args.method}"
     return args
 

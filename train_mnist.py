@@ -51,6 +51,8 @@ def parse():
         args.method, args.iterations = args.method or "wgan-gp", args.iterations or 200_000  # authors' code
     args.iterations = args.iterations or 20_000
     subset = {0: "-all", 1_000: ""}.get(args.subset, f"-{args.subset}")
+    if args.seed:
+        subset += f"-seed{args.seed}"
     args.out = args.out or "-".join(filter(None, [f"runs/mnist{subset}", args.method]))
     return args
 

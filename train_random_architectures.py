@@ -10,6 +10,7 @@ thresholds: WGAN-GP alone reaches many, the GAN alone hardly any. Our 20, for 30
 results/random-architectures. A run's result is NNN-METHOD.json in --out. Collect those of several
 machines in one folder. Without Inception weights they have only our own measure, pixel_likeness.
 """
+import argparse
 import itertools
 import json
 import math
@@ -141,7 +142,8 @@ def train(args, folder):
         raise runs.Mistake(f"{path} is the result of this run: delete it, or choose another --out", 2)
     if path.exists() and read_result(path)["settings"]["iterations"] >= args.iterations:
         return runs.say(f"finished before: {path}")
-    args = runs.part(args, name)
+    resume = args.resume and (folder / name / "checkpoint.pt").exists()
+    args = argparse.Namespace(**vars(args) | {"out": str(folder / name), "resume": resume})
 
     # data, and the network that scores
     runs.check_out(args, args.out)

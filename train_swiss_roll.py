@@ -9,8 +9,8 @@ Expect straight lines on the log axis for c = 0.1, 0.01 and 0.001 and a nearly f
 penalty, and weights at -c and c under clipping only. The slopes are printed. 4 minutes on one core.
 Ours: results/swiss-roll.
 
-Where the paper is silent: networks are 128 wide, have 12 hidden ReLU layers and a linear one, and
-train for 600 iterations. First weights have deviation sqrt(2/inputs) (He). The first clip to 0.01 or
+Our choices where the paper gives none: networks are 128 wide, have 12 hidden ReLU layers and a linear one, and
+train for 600 iterations. Initial weights have deviation sqrt(2/inputs) (He). The first clip to 0.01 or
 0.001 makes them far smaller, which explains most of what the figure shows for these c. Activations
 are the outputs of the ReLUs, counted from the input. The loss is that of equation 2, without the
 penalty. "During training" is the geometric mean of the measurements in the second half.
@@ -40,7 +40,7 @@ def parse():
     parser = runs.flags(__doc__, data="swissroll", iterations=600, batch_size=256, threads=1)
     add = parser.add_argument
     add("--constraint", choices=LABELS, default="clip", help="without the penalty (default clip)")
-    add("--batch-norm", action="store_true", help="batch norm in these three critics (Section 3)")
+    add("--batch-norm", action="store_true", help="batch norm in the three critics without the penalty (Section 3)")
     add("--dim", type=runs.whole(1, 65_536), default=128, help="units in a layer (default 128)")
     add("--depth", type=runs.whole(2, 1_000), default=12, help="hidden layers (Section 3.2: 12)")
     add("--measure-every", type=runs.whole(1), default=50, help="iterations (default 50)")

@@ -7,13 +7,13 @@
 
 In the figure G is fixed "at the real distribution plus unit-variance Gaussian noise". Critics are
 trained by weight clipping (top) and by the gradient penalty (bottom). Expect surfaces that ignore
-the modes under clipping and follow the data under the penalty, in 2 minutes on one core. The GAN
+the modes under clipping and follow the data under the penalty, after about 2 minutes. The GAN
 draws training.gif, in which samples find the modes. Ours: results/toy, results/toy-gan.
 
 The paper has lambda 10 and Adam at 1e-4. The authors' toys have lambda 0.1, "faster for toy tasks",
 512 units, batches of 256 and 100,000 iterations of 5 critic steps. Our SETTINGS take minutes, with
-narrower networks and higher rates that fall to 0. --paper: the paper's lambda and rate, the rest as
-the authors.
+narrower networks and higher rates that fall to 0. --paper: the paper's lambda and rate, the rest from
+the authors' code.
 """
 import io
 import math
@@ -45,13 +45,13 @@ def parse():
     parser = runs.flags(__doc__, data=None, iterations=None, batch_size=None, threads=1)
     add = parser.add_argument
     add("--train-generator", action="store_true", help="train G too, instead of drawing the figure")
-    add("--paper", action="store_true", help="see above")
+    add("--paper", action="store_true", help="the paper's settings (takes hours)")
     add("--lam", type=runs.number(1e-9), help="weight of the penalty (paper: 10, authors: 0.1)")
     add("--lr", type=runs.number(1e-9), help="Adam's rate (paper: 1e-4)")
     add("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (paper: 0, authors: 0.5)")
     add("--dim", type=runs.whole(1, 65_536), help="units in a hidden layer (authors: 512)")
     add("--clip", type=runs.number(1e-9), default=0.01, help="the threshold c (WGAN [2]: 0.01)")
-    add("--sample-every", type=runs.whole(1), default=100, help="of the GAN (default 100)")
+    add("--sample-every", type=runs.whole(1), default=100, help="iterations between pictures of the GAN (default 100)")
     args = parser.parse_args()
     if args.data is None:
         args.data = "25gaussians" if args.train_generator else "all"

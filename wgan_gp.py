@@ -31,7 +31,7 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
                          f"{tuple(x.shape)} and {x_tilde.dtype} {tuple(x_tilde.shape)}")
     eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # line 4: one per example
     x_hat = (eps * x + (1 - eps) * x_tilde).detach().requires_grad_()  # line 6
-    # A score depends on its own example alone: the gradient of the sum holds the gradient of each.
+    # Each score depends on its own example alone, so the gradient of the sum holds that of each.
     gradient, = torch.autograd.grad(scores(D, x_hat).sum(), x_hat, create_graph=True)
     excess = gradient.flatten(1).norm(dim=1) - 1  # torch takes 0, not NaN, for the derivative at 0
     if one_sided:
@@ -174,7 +174,7 @@ class Method(NamedTuple):
     D_loss: Callable  # (real, fake) -> scalar
     G_loss: Callable  # (fake) -> scalar
     lam: float  # weight of the gradient penalty. 0: none
-    clip: float  # weights of D are clipped into [-clip, clip] (Section 2.2). 0: not
+    clip: float  # clip D's weights to [-clip, clip] (Section 2.2). 0: no clipping
     n_critic: int  # critic steps per generator step
     optimizer: str  # "adam" or "rmsprop"
     lr: float

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def pretend_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", torch.cuda.Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(Graph, "replays", 0)
     monkeypatch.setattr(Graph, "fault", None)
@@ -120,13 +122,16 @@ def test_a_graph_trains_like_the_eager_loop(pretend_cuda, capsys, name, method, 
         assert a.param_groups[0]["lr"] == b.param_groups[0]["lr"] and type(b.param_groups[0]["lr"]) is float
 
 
-@pytest.mark.parametrize("fault", ["wrong replay", "NaN", "failed capture"])
+@pytest.mark.parametrize("fault", ["wrong replay", "NaN", "failed capture", "waits"])
 def test_a_graph_that_does_not_prove_itself_is_not_used(pretend_cuda, monkeypatch, capsys, fault):
     """The run goes on eagerly after one line, and ends as the eager one."""
     flags = dict(iterations=6, seed=5, decay=True)
     expected, eager = trained("toy", wgan_gp.train, **flags)
     if fault == "failed capture":
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: (_ for _ in ()).throw(RuntimeError("no graph\nhere")))
+    elif fault == "waits":  # torch's warning, which the debug mode turns on
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode",
+                            lambda mode: warnings.warn("called a synchronizing CUDA operation"))
     else:
         monkeypatch.setattr(Graph, "fault", lambda: copied[0].mul_(float("nan") if fault == "NaN" else 1.5))
     copied = []

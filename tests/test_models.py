@@ -147,7 +147,7 @@ def residual_block(t, x, n_out, resample=None, norm=None, bias=True, y=None):
         h, x = big(h), big(x)
     h = t.conv(h, n_in if resample == "down" else n_out, 3, bias=bias)
     h = t.conv(torch.relu(t.norm(norm, h, y)), n_out, 3)
-    if resample:
+    if resample or n_in != n_out:
         x = t.conv(x, n_out, 1, glorot=True)
     return pool(h) + pool(x) if resample == "down" else h + x
 
@@ -264,6 +264,7 @@ NETWORKS = {  # the network as a function of dim, the same by hand, the shape of
     "language D": (partial(models.language_critic, 40), language_critic, (40, 32), 512),
     "variant G": (models.variant_generator, dcgan_generator, Z, 64),  # by default the CIFAR-10 DCGAN
     "variant D": (models.variant_critic, dcgan_critic, IMAGE, 64),
+    "wider block G": (lambda dim=1: models.ResidualBlock(3, 5), lambda t, x, d: residual_block(t, x, 5), IMAGE, 1),
     "128 G": (partial(models.resnet_generator, size=128), partial(resnet_generator, widths=(8, 8, 8, 4, 2, 1)), Z, 64),
     "128 D": (partial(models.resnet_critic, size=128), partial(resnet_critic, widths=(2, 4, 8, 8, 8)), IMAGE128, 64),
 }
