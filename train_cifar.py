@@ -139,7 +139,7 @@ def draw_figure(folder):
         if found:
             some = [runs.read_log(path.parent) for path in found]
             longest = max(len(log["iteration"]) for log in some)
-            logs[label] = [log for log in some if 2 * len(log["iteration"]) > longest]  # not those just begun
+            logs[label] = [log for log in some if 2 * len(log["iteration"]) >= longest]  # not those just begun
     for log in sum(logs.values(), []):
         log["wasserstein"] = plots.smooth(log["wasserstein"], len(log["wasserstein"]) // 100)
 

@@ -421,7 +421,7 @@ def test_batches_follow_the_seed_alone():
     assert torch.equal(pixels[:, 0, 0, 0] * 3, early[1].float())  # images and labels stay together
     torch.manual_seed(8)
     assert not torch.equal(next(stream)[0], early[0])
-    refused(lambda: data.batches(x, 51, data.from_bytes), "50 images", "batch of 51")
+    refused(lambda: data.batches(x, 51, data.from_bytes), "50 examples", "batch of 51")
 
 
 def test_batches_draw_with_replacement_and_uniformly():

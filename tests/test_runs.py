@@ -273,7 +273,7 @@ def test_the_checkpoint_of_another_run_is_refused(go, tmp_path):
 def test_files_that_are_not_of_a_run_are_kept(go, tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text("mine")
-    one_line(go(), 1, "not of a run", "another folder")
+    one_line(go(), 1, "not the config.json of a run", "another folder")
     assert os.listdir(tmp_path / "run") == [name] and (tmp_path / "run" / name).read_text() == "mine"
 
 
@@ -457,7 +457,7 @@ def test_torchrun_for_a_script_of_one_process(go, monkeypatch, size, code):
     result = go()
     assert result[0] == code
     if code:
-        one_line(result, 2, "WORLD_SIZE", "not torchrun")
+        one_line(result, 2, "WORLD_SIZE", "use python")
 
 
 # ---- flags and files ----
@@ -535,7 +535,7 @@ def test_a_damaged_log_is_one_line(tmp_path, text):
 def test_a_damaged_config_is_one_line(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(runs.Mistake, match="missing or not of a run"):
+    with pytest.raises(runs.Mistake, match="missing, or is not the config.json of a run"):
         runs.read_config(tmp_path)
 
 

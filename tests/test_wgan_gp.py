@@ -517,7 +517,6 @@ def half_of_a_critic_step(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_distributed_data_parallel_gives_the_gradient_of_the_whole_batch(tmp_path):
     """DDP(D) in two processes with half a batch each, penalty included."""
     torch.multiprocessing.spawn(half_of_a_critic_step, (str(tmp_path),), nprocs=2)
