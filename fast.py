@@ -32,7 +32,7 @@ def parse(parser):
     parser.add_argument("--bf16", action="store_true",
                         help="compute the networks in bfloat16 (weights, samples and scores stay float32)")
     args = parser.parse_args()
-    if args.fast and args.device != "cuda":
+    if args.fast and args.device != "cuda" and not getattr(args, "commands", False):
         parser.error(f"--fast is a CUDA graph, and the device is {args.device}: leave it out")
     n = world_size()
     for flag in ("batch_size", "generator_batch"):

@@ -565,7 +565,8 @@ def main(argv=None):
     """Run the command. Exit code 0; 1 for bad data or a failed check; 2 for bad flags; 130 for Ctrl-C."""
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
-    parser = argparse.ArgumentParser(description="Inception score of a set of images, or FID of two sets.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Inception score of a set of images, or FID of two sets.")
     flag = parser.add_argument
     flag("images", nargs="*", metavar="FOLDER|FILE.npy|FILE.npz", help="one: score; two: FID")
     flag("--check", action="store_true", help="score CIFAR-10's training images, which must give 11.24")

@@ -547,7 +547,8 @@ def read_config(folder):
         config = json.loads(path.read_text("utf-8"))
         return config | {"script": config["script"], "flags": dict(config["flags"])}
     except (OSError, ValueError, TypeError, KeyError):
-        raise Mistake(f"{path} is missing, or is not the config.json of a run: restore it, or choose another folder") from None
+        raise Mistake(f"{path} is missing, or is not the config.json of a run: restore it, or choose "
+                      f"another folder") from None
 
 
 # ---- small things ----

@@ -82,7 +82,8 @@ def main():
     # data
     out = runs.check_out(args, args.out)
     if args.data == "data/lsun" and not Path(args.data).is_dir():
-        raise runs.Mistake("no folder data/lsun: export LSUN's archive to images with its own tool (github.com/fyu/lsun), or set --data")
+        raise runs.Mistake("no folder data/lsun: export LSUN to images with its tool (github.com/fyu/lsun), "
+                           "or set --data")
     images, _ = data.images(args.data, args.data_dir, args.size, leave_out=out)
     held_out, _ = data.images(args.data, args.data_dir, args.size, train=False, leave_out=out)
     batches = data.batches(images, args.batch_size, data.from_bytes, args.device)

@@ -31,7 +31,7 @@ import wgan_gp
 
 SETTINGS = {
     "wgan": dict(iterations=2_000, dim=128, batch_size=128, decay=True),
-    "wgan-gp": dict(iterations=10_000, dim=128, batch_size=128, decay=True, lam=10.0, lr=3e-3),
+    "wgan-gp": dict(iterations=11_000, dim=128, batch_size=128, decay=True, lam=10.0, lr=3e-3),
     "gan": dict(iterations=5_000, dim=128, batch_size=128, decay=True, lam=0.1, lr=4e-3),
 }
 PAPER = dict(dim=512, batch_size=256, decay=False, lam=10.0, lr=1e-4)

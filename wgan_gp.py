@@ -118,8 +118,8 @@ def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000,
             x, *y = next(batches)  # line 4
             z, *labels = latents(len(x))  # line 4. x_tilde gets the labels of x
             if len(y) != len(labels):
-                raise ValueError("labels must come from both batches and latents, or from neither: "
-                                 "to leave them out, give batches of x alone")
+                raise ValueError("latents(m) must return (z, y) if batches have labels, else (z,). To drop "
+                                 "labels: (x for _ in itertools.count() for x, y in loader)")
             losses = critic_step(G, D, opt_D, x, z, *y, method=method)  # lines 5 to 9
         z, *y = latents(generator_batch or len(x))  # line 11
         yield Step(iteration + 1, *losses, generator_step(G, D, opt_G, z, *y, method=method))  # line 12

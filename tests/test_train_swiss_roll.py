@@ -1,4 +1,4 @@
-"""train_swiss_roll.py: its measurements against other ways to compute them, the constraints, the settings, the figure."""
+"""train_swiss_roll.py: its measurements against other ways to compute them, constraints, settings, figure."""
 import argparse
 import csv
 import functools

@@ -91,7 +91,7 @@ def test_what_a_clipped_critic_is_trained_with(call, tmp_path, monkeypatch, step
     assert len(steps[0][4]) == 128
 
 
-@pytest.mark.parametrize("flags, lengths", [([], (10_000, 2_000)), (["--paper"], (500_000, 500_000))])
+@pytest.mark.parametrize("flags, lengths", [([], (11_000, 2_000)), (["--paper"], (500_000, 500_000))])
 def test_how_long_critics_are_trained(call, tmp_path, monkeypatch, flags, lengths):
     for name, iterations in zip(("wgan-gp", "wgan"), lengths):
         monkeypatch.setattr("sys.argv", ["train_toy.py", *flags])
