@@ -7,7 +7,7 @@
 
 In the figure G is fixed "at the real distribution plus unit-variance Gaussian noise". Critics are
 trained by weight clipping (top) and by the gradient penalty (bottom). Expect surfaces that ignore
-the modes under clipping and follow the data under the penalty, after about 2 minutes. The GAN
+the modes under clipping and follow the data under the penalty, after about 3 minutes. The GAN
 draws training.gif, in which samples find the modes. Ours: results/toy, results/toy-gan.
 
 The paper has lambda 10 and Adam at 1e-4. The authors' toys have lambda 0.1, "faster for toy tasks",
