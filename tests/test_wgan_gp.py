@@ -456,7 +456,7 @@ def test_batches_are_any_iterable_and_are_gone_through_again():
 
 @pytest.mark.parametrize("batches, labelled, message", [
     ([], False, "used up: give"), ((torch.randn(3, 2) for _ in range(2)), False, "used up: give"),
-    ([(torch.randn(3, 2), torch.arange(3))], False, "To drop labels"), ([torch.randn(3, 2)], True, "of x alone")])
+    ([(torch.randn(3, 2), torch.arange(3))], False, "To drop labels"), ([torch.randn(3, 2)], True, "To drop labels")])
 def test_batches_that_cannot_be_used_are_refused(batches, labelled, message):
     with pytest.raises(ValueError, match=f"^.*{message}.*$"):
         sizes_seen(batches, labelled=labelled)
