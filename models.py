@@ -71,17 +71,12 @@ def batch_norm(channels, flat=False):
     return norm(channels, track_running_stats=False)
 
 
-def no_norm(channels, flat=False):
-    """No normalisation: the identity."""
-    return nn.Identity()
-
-
 def critic_norm(norm, channels):
     """A critic's normalisation: None, "batch" or, with the penalty, "layer" (Section 4).
 
     Layer norm: statistics over channels, height and width together, a gain and bias per channel.
     """
-    return {None: no_norm, "batch": batch_norm, "layer": partial(nn.GroupNorm, 1)}[norm](channels)
+    return {None: nn.Identity, "batch": batch_norm, "layer": partial(nn.GroupNorm, 1)}[norm](channels)
 
 
 def upsample(x):
@@ -177,7 +172,7 @@ def cifar_critic(dim=64, norm=None, channels=3):
 
 def mnist_generator(dim=64, norm=False):
     """z (m, 128) to images (m, 1, 28, 28) in [0, 1]. norm: batch norm, only for weight clipping."""
-    maybe_norm = batch_norm if norm else no_norm
+    maybe_norm = batch_norm if norm else nn.Identity
     crop = nn.ZeroPad2d((-1, 0, -1, 0))  # the authors keep the top left, on turned images the bottom right
     return nn.Sequential(
         Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
@@ -201,7 +196,7 @@ class ResidualBlock(nn.Module):
     second), "down" takes the mean of 2 x 2 pixels after the second. The shortcut then has a 1x1.
     bias: False leaves the bias out of the first convolution (64x64 networks).
     """
-    def __init__(self, n_in, n_out, resample=None, norm=no_norm, bias=True):
+    def __init__(self, n_in, n_out, resample=None, norm=nn.Identity, bias=True):
         super().__init__()
         middle = n_in if resample == "down" else n_out
         self.norm1, self.conv1 = norm(n_in), Conv2d(n_in, middle, 3, bias=bias)
@@ -451,10 +446,10 @@ def resnet101_critic(dim=64, norm="layer"):
 # is "layer" under WGAN-GP and "batch" otherwise (Section 5.2).
 LSUN = {
     "dcgan": (dcgan64_generator, dcgan64_critic),
-    "constant-filters": (partial(dcgan64_generator, norm=no_norm, widths=(1, 1, 1, 1), deviation=None),
+    "constant-filters": (partial(dcgan64_generator, norm=nn.Identity, widths=(1, 1, 1, 1), deviation=None),
                          dcgan64_critic),
     "mlp": (mlp64_generator, dcgan64_critic),
-    "no-norm": (partial(dcgan64_generator, norm=no_norm), lambda dim, norm: dcgan64_critic(dim, norm=None)),
+    "no-norm": (partial(dcgan64_generator, norm=nn.Identity), lambda dim, norm: dcgan64_critic(dim, norm=None)),
     "gated": (partial(dcgan64_generator, nonlinearity=Gate, deviation=None),
               partial(dcgan64_critic, nonlinearity=Gate, deviation=None)),
     "tanh": (partial(dcgan64_generator, nonlinearity=nn.Tanh), partial(dcgan64_critic, nonlinearity=nn.Tanh)),
@@ -486,7 +481,7 @@ def same_size_layers(n, channels, norm, activation):
 
 def variant_generator(dim=64, depth=4, activation=nn.ReLU, norm=True):
     """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. activation: a module class. norm: batch norm or none."""
-    maybe_norm = batch_norm if norm else no_norm
+    maybe_norm = batch_norm if norm else nn.Identity
     at_4, at_8, at_16 = extra_layers(depth)
     return nn.Sequential(
         Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), activation(),

@@ -99,7 +99,7 @@ def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000,
     """Run Algorithm 1: `for step in train(...)` yields a Step after each iteration.
 
     batches: x, (x,) or (x, y) each, such as a DataLoader. Read again from the start when they end
-    latents: latents(m) returns (z,), or (z, y) if batches have labels y
+    latents: latents(m) returns z or (z,), and (z, y) if batches have labels y
     opt_G, opt_D: the optimizers, for instance method.make_optimizer(G)
     start: iterations done before, of `iterations` in all
     seed: reseed torch at each iteration. None: leave its random numbers alone
@@ -116,13 +116,18 @@ def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000,
             group["lr"] = first_lr * (1 - iteration / iterations)
         for _ in range(method.n_critic):  # line 2
             x, *y = next(batches)  # line 4
-            z, *labels = latents(len(x))  # line 4. x_tilde gets the labels of x
+            z, *labels = parts(latents(len(x)))  # line 4. x_tilde gets the labels of x
             if len(y) != len(labels):
-                raise ValueError("latents(m) must return (z, y) if batches have labels, else (z,). To drop "
+                raise ValueError("latents(m) must return (z, y) if batches have labels, else z. To drop "
                                  "labels: (x for _ in itertools.count() for x, y in loader)")
             losses = critic_step(G, D, opt_D, x, z, *y, method=method)  # lines 5 to 9
-        z, *y = latents(generator_batch or len(x))  # line 11
+        z, *y = parts(latents(generator_batch or len(x)))  # line 11
         yield Step(iteration + 1, *losses, generator_step(G, D, opt_G, z, *y, method=method))  # line 12
+
+
+def parts(batch):
+    """Return x, (x,) or (x, y) as a list."""
+    return list(batch) if isinstance(batch, (tuple, list)) else [batch]
 
 
 def endless(batches, device):
@@ -130,8 +135,7 @@ def endless(batches, device):
     while True:
         batch = None
         for batch in batches:
-            parts = batch if isinstance(batch, (tuple, list)) else [batch]
-            yield [part.to(device) for part in parts]
+            yield [part.to(device) for part in parts(batch)]
         if batch is None:
             raise ValueError("batches is empty or used up: give a DataLoader or an endless generator")
 
@@ -144,30 +148,21 @@ def seed_iteration(seed, iteration):
 @torch.no_grad()
 def sample(G, latents, n, batch_size=100, convert=lambda x_tilde: x_tilde):
     """Return n samples of G. Its batch norm needs full batches. convert: applied to each batch."""
-    return torch.cat([convert(G(*latents(batch_size))) for _ in range(0, n, batch_size)])[:n]
+    return torch.cat([convert(G(*parts(latents(batch_size)))) for _ in range(0, n, batch_size)])[:n]
 
 
 def held_out_loss(G, D, batches, latents, method=None):
     """Compute critic_loss on held-out batches and fresh samples: three floats (Section 5.6)."""
     total, examples = 0, 0
-    for x, *y in batches:
-        x_tilde = sample(G, lambda m: (latents(m)[0], *y), len(x), len(x))
+    for batch in batches:
+        x, *y = parts(batch)
+        x_tilde = sample(G, lambda m: (parts(latents(m))[0], *y), len(x), len(x))
         losses = torch.stack(critic_loss(D, x, x_tilde, *y, method=method)).detach()
         total, examples = total + losses * len(x), examples + len(x)
     return (total / examples).tolist()
 
 
 # ---- methods: real are the scores D(x), fake the scores D(x_tilde) ----
-
-def wasserstein_critic(real, fake):
-    """Return the original critic loss in equation 3, E[D(x_tilde)] - E[D(x)]."""
-    return fake.mean() - real.mean()
-
-
-def wasserstein_generator(fake):
-    """Return the loss of line 12, -E[D(G(z))]."""
-    return -fake.mean()
-
 
 class Method(NamedTuple):
     """A way to train a GAN. METHODS["wgan-gp"]._replace(lam=1) changes one field."""
@@ -188,7 +183,9 @@ class Method(NamedTuple):
         """Return the torch optimizer for the parameters of a network."""
         if self.optimizer == "adam":
             return torch.optim.Adam(network.parameters(), self.lr, (self.beta1, self.beta2))
-        return torch.optim.RMSprop(network.parameters(), self.lr, alpha=self.beta2)
+        if self.optimizer == "rmsprop":
+            return torch.optim.RMSprop(network.parameters(), self.lr, alpha=self.beta2)
+        raise ValueError(f'optimizer must be "adam" or "rmsprop", not {self.optimizer!r}')
 
 
 # Minus half of equation 1 on logits, with the generator loss of Section 2.1, and least squares [18].
@@ -196,7 +193,7 @@ GAN = (lambda real, fake: (F.softplus(-real).mean() + F.softplus(fake).mean()) /
        lambda fake: F.softplus(-fake).mean())
 LSGAN = (lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
          lambda fake: (fake - 1).square().mean())
-WGAN = (wasserstein_critic, wasserstein_generator)
+WGAN = (lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean())  # line 7, line 12
 
 METHODS = {  # the columns of Figure 2. wgan-gp has Algorithm 1's beta1, and 0.5 in Appendix E (train_lsun.py)
     "dcgan": Method(*GAN, lam=0, clip=0, n_critic=1, optimizer="adam", lr=2e-4, beta1=0.5, beta2=0.999),

@@ -215,6 +215,8 @@ def test_methods_have_the_published_settings():
         assert (method.optimizer, method.beta1 is None) == (kind.__name__.lower(), kind is rmsprop)
         assert method.critic_term(D, *pair()) == method.generator_term(D, *pair()) == 0
     assert WGAN_GP._replace(beta1=0.5).make_optimizer(D).defaults["betas"] == (0.5, 0.9)
+    with pytest.raises(ValueError, match='"adam" or "rmsprop", not \'sgd\''):
+        WGAN_GP._replace(optimizer="sgd").make_optimizer(D)
 
 
 # ---- the two steps ----
@@ -437,7 +439,7 @@ def sizes_seen(batches, iterations=3, labelled=False, D=None, **settings):
     def G(z, *y):
         seen.append((len(z), *[labels.tolist() for labels in y]))
         return network(z)
-    latents = lambda m: (torch.randn(m, 2), torch.full((m,), 9))[:1 + labelled]
+    latents = lambda m: (torch.randn(m, 2), torch.full((m,), 9)) if labelled else torch.randn(m, 2)
     list(train(G, D, batches, latents, sgd(network), sgd(D), METHODS["dcgan"], iterations, **settings))
     return seen
 
@@ -487,6 +489,7 @@ def test_held_out_loss_is_the_mean_over_examples_whatever_the_batches():
     expected = (7 - D(x).mean() + 10 * 16).item(), (D(x).mean() - 7).item(), 16
     for cuts in ([10], [4, 6], [1, 2, 7]):
         assert held_out_loss(G, D, [(b,) for b in x.split(cuts)], normal) == pytest.approx(expected)
+        assert held_out_loss(G, D, x.split(cuts), lambda m: normal(m)[0]) == pytest.approx(expected)
     method = WGAN_GP._replace(critic_term=lambda D, x, y: 100.0 + y.double().mean(), lam=20)
     labelled, batches = lambda m: (*normal(m), torch.full((m,), 99)), zip(x.split(5), torch.arange(10).split(5))
     found = held_out_loss(G, D, batches, labelled, method)
