@@ -1,8 +1,7 @@
 """Load every data set: bytes and text in, tensors out.
 
-Images stay bytes (uint8, channels first) until a batch of them becomes floats. A batch is an index
-operation, so there is no loader to configure. Archives are looked for in `data_dir`, downloaded if
-they are not there, and read without unpacking. Every problem with a file is a DataError.
+Images stay bytes (uint8, channels first) until a batch of them becomes floats. Archives are looked
+for in `data_dir`, else downloaded, and read without unpacking. A problem with a file is a DataError.
 """
 import contextlib
 import functools
@@ -27,16 +26,17 @@ from PIL import Image, ImageDraw, ImageOps
 
 class DataError(OSError):
     """A problem with data, in one line that says what is wrong and what to do."""
+    def __init__(self, text):
+        super().__init__(" ".join(text.split()))
 
 
-# ---- images and batches ----
+# ---- images, batches, pixels ----
 
 def images(name, data_dir="data", size=None, train=True, leave_out=None):
     """Return the images that `name` stands for: (uint8 N x C x size x size, int64 labels or None).
 
-    name is "cifar10", "mnist", "shapes" or the path of a folder of images, which has no labels.
-    size is 28 for MNIST and 32 otherwise by default. train=False gives the held-out part, a tenth of
-    shapes and folders. leave_out is a folder in there that is no data: the --out of the run.
+    name is "cifar10" (32 x 32), "mnist" (28 x 28), "shapes" or a folder of images, which has no labels.
+    train=False gives the held-out part, a tenth of a folder. leave_out is a folder in there: --out.
     """
     if name == "cifar10" and size in (None, 32):
         return cifar10(data_dir, train)
@@ -46,8 +46,8 @@ def images(name, data_dir="data", size=None, train=True, leave_out=None):
     if name == "shapes":
         return shapes(20_000, 0, size) if train else shapes(2_000, 1, size)
     if not os.path.isdir(name):
-        raise DataError(f"no data set or folder is called {name!r} and comes in {size} x {size}: "
-                        "choose shapes, cifar10 (32 x 32) or a folder of images")
+        sets = {32: "cifar10, shapes"}.get(size, "shapes")
+        raise DataError(f"no data set or folder is called {name!r} at {size} x {size}: choose {sets} or a folder")
     return image_folder(name, size, Path(data_dir, "cache"), train, leave_out), None
 
 
@@ -55,8 +55,7 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
     """Yield `(x,)`, or `(x, y)` where there are labels, without end: line 4 of Algorithm 1.
 
     images are uint8 N x C x H x W. They move to `device` unless they would fill half of a GPU's memory.
-    Indices are drawn with replacement from the global generator of `device`. Where that is seeded from
-    (seed, iteration), a batch depends on those two alone, and a run can resume anywhere.
+    Indices are drawn with replacement, from the global generator of `device`.
     """
     if len(images) < batch_size:
         raise DataError(f"{len(images)} examples are fewer than a batch of {batch_size}: lower --batch-size")
@@ -70,23 +69,17 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
         index = torch.randint(len(images), (batch_size,), device=device)
         x = to_float(images[index.to(images.device)].to(device))
         return (x,) if labels is None else (x, labels[index])
-
     return iter(draw, None)  # an endless iterator
 
 
 def in_order(images, batch_size, to_float, device="cpu", labels=None):
-    """Yield every image once, in order, in batches like those of `batches`.
-
-    The remainder is spread over the batches, because a tiny last batch would break batch norm.
-    """
+    """Yield every image once, in order, in batches like those of `batches`."""
     images, parts = torch.as_tensor(images), max(len(images) // batch_size, 1)
-    cuts = [len(images) * k // parts for k in range(parts + 1)]
+    cuts = [len(images) * k // parts for k in range(parts + 1)]  # a tiny last batch breaks batch norm
     for i, end in zip(cuts, cuts[1:]):
         x = to_float(images[i:end].to(device))
         yield (x,) if labels is None else (x, labels[i:end].to(device))
 
-
-# ---- pixels, in the three conventions of the authors' code ----
 
 def from_bytes(x):
     """Convert bytes to [-1, 1]: 2 (x/255 - 1/2). The CIFAR-10 DCGAN and 64 x 64 networks."""
@@ -99,11 +92,8 @@ def from_bytes_noisy(x):
 
 
 def to_bytes(x, top=255):
-    """Convert [-1, 1] to bytes: (x + 1) top/2, clamped and truncated.
-
-    top is 255 for the CIFAR-10 DCGAN, 255.99 for the CIFAR-10 ResNet and 64 x 64. Without the 1e-4,
-    rounding errors would lower a quarter of the bytes on the way there and back.
-    """
+    """Convert [-1, 1] to bytes: (x + 1) top/2. top is 255.99 for the CIFAR-10 ResNet and 64 x 64."""
+    # Without the 1e-4 rounding errors would lower a quarter of the bytes on the way there and back.
     return ((x.float() + 1) * (top / 2) + 1e-4).clamp(0, 255).to(torch.uint8)
 
 
@@ -121,17 +111,11 @@ def unit_to_bytes(x):
 
 @functools.cache  # so that the centres are copied to a GPU once
 def modes(name, device="cpu"):
-    """Return (centres, k x 2; deviation) of the Gaussians of a toy, or None for the Swiss roll.
-
-    The authors' code: 8 on a circle of radius 2, deviation 0.02, all divided by 1.414; or 25 on
-    {-4, -2, 0, 2, 4}^2, deviation 0.05, all divided by 2.828.
-    """
-    if name not in TOYS:
-        raise DataError(f"there is no toy {name!r}: choose {', '.join(TOYS)}")
-    if name == "8gaussians":
+    """Return (centres, k x 2; deviation) of the Gaussians of a toy, or None for the Swiss roll."""
+    if name == "8gaussians":  # 8 on a circle of radius 2, all divided by 1.414
         angle = torch.arange(8) * (math.pi / 4)
         return (torch.stack([angle.cos(), angle.sin()], 1) * (2 / 1.414)).to(device), 0.02 / 1.414
-    if name == "25gaussians":
+    if name == "25gaussians":  # 25 on {-4, -2, 0, 2, 4}^2, all divided by 2.828
         side = torch.arange(-4.0, 5.0, 2.0)
         return (torch.cartesian_prod(side, side) / 2.828).to(device), 0.05 / 2.828
 
@@ -144,19 +128,14 @@ def _mixture(name, n, device="cpu"):
 
 
 def swiss_roll(n, device="cpu"):
-    """Draw n points of the Swiss roll.
-
-    The authors' code takes scikit-learn's roll, (t cos t, 21 v, t sin t) with t = 1.5 pi (1 + 2u) and
-    u, v uniform on [0, 1), adds noise of deviation 0.25, keeps the outer two, and divides by 7.5.
-    """
+    """Draw n points of scikit-learn's Swiss roll, without its depth and scaled, as the authors do."""
     t = 1.5 * math.pi * (1 + 2 * torch.rand(n, device=device))
     roll = torch.stack([t * t.cos(), t * t.sin()], 1)
     return (roll + 0.25 * torch.randn(n, 2, device=device)) / 7.5
 
 
-eight_gaussians = functools.partial(_mixture, "8gaussians")
-twenty_five_gaussians = functools.partial(_mixture, "25gaussians")
-TOYS = {"8gaussians": eight_gaussians, "25gaussians": twenty_five_gaussians, "swissroll": swiss_roll}
+TOYS = {name: functools.partial(_mixture, name) for name in ("8gaussians", "25gaussians")}
+TOYS["swissroll"] = swiss_roll
 
 
 def toy_batches(sample, batch_size, device="cpu"):
@@ -182,8 +161,7 @@ SHAPES = {
 def shapes(n, seed=0, size=32):
     """Draw n pictures of ten classes: (uint8 n x 3 x size x size, labels int64 n).
 
-    Each is one of SHAPES at a random place, size, angle and colour, on a background that shades from
-    one colour into another. The first m are the same for every n >= m.
+    Each is one of SHAPES at a random place, size, angle and colour, on a shaded background.
     """
     random, corners = np.random.default_rng(seed), list(SHAPES.values())
     images, labels = np.empty((n, 3, size, size), np.uint8), np.empty(n, np.int64)
@@ -218,8 +196,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 def cifar10(data_dir="data", train=True):
     """Return CIFAR-10: (uint8 N x 3 x 32 x 32, int64 labels): 50,000 for training or the other 10,000.
 
-    Reads cifar-10-python.tar.gz in `data_dir`, the same with another compression or none, or the
-    folder cifar-10-batches-py, there or one level below. Otherwise downloads it (170 MB).
+    Reads the published archive in `data_dir`, however compressed or unpacked, or downloads it (170 MB).
     """
     source = _get(data_dir, "cifar-10-python.tar.gz", "use --data shapes",
                   "cifar-10-python.t*", "cifar-10-batches-py", "*/cifar-10-batches-py")
@@ -228,15 +205,13 @@ def cifar10(data_dir="data", train=True):
         for path, file in _contents(source):
             name = os.path.basename(path)
             if name in names and name not in found:  # some archives have everything twice
-                batch = _ArrayUnpickler(io.BytesIO(file.read(LARGEST)), encoding="bytes").load()
-                if b"data" in batch:  # as Python 2 wrote it
-                    batch = {"data": batch[b"data"], "labels": batch[b"labels"]}
-                x, y = np.asarray(batch["data"]), np.asarray(batch["labels"], np.int64)
-                found[name] = x.view(np.uint8).reshape(len(y), 3, 32, 32), y
+                batch = _ArrayUnpickler(io.BytesIO(file.read(LARGEST)), encoding="latin1").load()
+                x, y = (batch.get(key, batch.get(key.encode())) for key in ("data", "labels"))
+                found[name] = x.view(np.uint8).reshape(len(y), 3, 32, 32), np.array(y, np.int64)
         pixels, labels = map(np.concatenate, zip(*[found[name] for name in names]))
     except Exception as error:  # a damaged archive or pickle can raise nearly anything
-        raise DataError(f"{source} is damaged or not CIFAR-10 ({_reason(error)}): delete it and "
-                        "start again, which downloads it, or use --data shapes") from None
+        raise DataError(f"{source} is damaged or not CIFAR-10 ({error}): delete it to download it, "
+                        "or use --data shapes") from None
     return torch.from_numpy(pixels), torch.from_numpy(labels)
 
 
@@ -253,12 +228,10 @@ def mnist(data_dir="data", train=True):
         try:
             (raw,) = [file.read(LARGEST) for _, file in _contents(path)]
             # The format: bytes 0, 0, 8, number of dimensions; each dimension, big-endian; the elements.
-            n, start = int.from_bytes(raw[4:8], "big"), 8 + 4 * len(shape)
-            array = np.frombuffer(raw, np.uint8, offset=start).reshape(n, *shape)
-            arrays.append(torch.from_numpy(array.copy()))
+            n, elements = int.from_bytes(raw[4:8], "big"), bytearray(raw[8 + 4 * len(shape):])
+            arrays.append(torch.frombuffer(elements, dtype=torch.uint8).reshape(n, *shape))
         except Exception as error:  # gzip, zlib and numpy have many
-            raise DataError(f"{path} is damaged or not MNIST's ({_reason(error)}): delete it and "
-                            "start again, which downloads it") from None
+            raise DataError(f"{path} is damaged or not MNIST's ({error}): delete it to download it") from None
     return arrays[0][:, None], arrays[1].long()
 
 
@@ -269,16 +242,15 @@ def image_folder(folder, size, cache_dir, train=None, leave_out=None):
 
     Each is the largest centre square, resized with the Lanczos filter, on white where transparent.
     Equal pictures are used once. Every tenth is held out: train=False returns those, True the others.
-    The bytes are cached in `cache_dir`, in a file named after the folder and a digest of its files'
-    names, sizes and times. If the folder changes, the cache is rebuilt.
+    They are cached in `cache_dir`, under a digest of the files' names, sizes and times.
     """
-    files = _files(folder, [cache_dir, leave_out])
+    files, unused = _files(folder, [cache_dir, leave_out])
     name = os.path.realpath(folder)
     stem = f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-{size}"
     cache = Path(cache_dir, f"{stem}-{hashlib.sha256(repr(files).encode()).hexdigest()[:16]}.uint8")
     with warnings.catch_warnings(action="ignore"):  # Pillow's of odd files, torch's of read-only maps
         if not cache.exists():
-            _make(cache, _squares(files, size))
+            _make(cache, _squares(files, unused, size))
             for old in set(cache.parent.glob(f"{stem}-*.uint8")) - {cache}:
                 old.unlink(missing_ok=True)
         pixels = torch.from_numpy(np.memmap(cache, np.uint8, "r").reshape(-1, 3, size, size))
@@ -286,9 +258,9 @@ def image_folder(folder, size, cache_dir, train=None, leave_out=None):
     return {None: pixels, True: pixels[:-held_out], False: pixels[-held_out:]}[train]
 
 
-def _squares(files, size):
+def _squares(files, unused, size):
     """Yield the square of each of `files`, every tenth at the end. Say what was not used."""
-    seen, unused = set(), {}
+    seen = set()
     files = [file for i, file in enumerate(files) if i % 10] + files[::10]
     for i, (path, *_) in enumerate(files, 1):
         if i % 10_000 == 0:
@@ -299,18 +271,15 @@ def _squares(files, size):
                 raise DataError("equal to others")
         except Exception as error:  # Pillow's many readers have many exceptions
             ending = os.path.splitext(path)[1][1:].upper() or "other"
-            kind = f"{ending}, which Pillow cannot read here"
-            if isinstance(error, DataError):
-                kind = str(error)
-            elif isinstance(error, FileNotFoundError):
-                kind = "broken links"
+            kinds = {DataError: str(error), FileNotFoundError: "broken links"}
+            kind = kinds.get(type(error), f"{ending}, which Pillow cannot read here")
             unused.setdefault(kind, []).append(path)
         else:
             seen.add(digest)
             yield square
     summary = f"{len(seen):,} of {len(files):,} files used"
     for kind, paths in unused.items():
-        summary += f"; {len(paths):,} {kind} ({_reason(paths[0])})"
+        summary += f"; {len(paths):,} {kind} ({paths[0]})"
     if len(seen) <= 10:  # a tenth is a single image, or none
         raise DataError(f"too few images to hold out a tenth: {summary}: give 11 of {size} x {size} pixels or "
                         "more, and export databases (LMDB) and arrays to image files first")
@@ -320,18 +289,15 @@ def _squares(files, size):
 
 def _square(path, size):
     """Return the largest centre square of an image file, resized: uint8 3 x size x size."""
-    Image.init()
-    formats = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"}  # not EPS: programs
-    image = Image.open(path, formats=[*formats & Image.OPEN.keys()])
-    layout = str([(tile[0], tile[3]) for tile in image.tile])  # "RGB;16B", or "ppm" and its largest value
-    if image.mode[0] in "IF" or re.search(r";16|ppm.*\d{4}", layout):
+    formats = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"]  # not EPS: programs
+    image = Image.open(path, formats=formats)
+    if image.mode[0] in "IF" or re.search(r";16|ppm.*, \d{4,}\)\)", str(image.tile)):  # its layout
         raise DataError("of more than 8 bits a channel")
     image = ImageOps.exif_transpose(image)
     if min(image.size) < size:
         raise DataError(f"smaller than {size} x {size}")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
@@ -344,16 +310,14 @@ PAD, UNKNOWN = "`", "\ufffd"
 def text(name, data_dir="data", max_lines=10_000_000, length=32, alphabet_size=2048):
     """Return sentences as codes: (integers N x length, alphabet), where alphabet[code] is a character.
 
-    name is "billion-word", that benchmark's folder or archive in `data_dir` or else downloaded
-    (1.7 GB), or a UTF-8 text file, one sentence a line, or a folder of such files. Empty lines do not
-    count. Longer lines are cut, shorter ones padded with the backquote, which the text shares. Code 0
-    is "unknown". Then follow the most frequent characters, pads counted. (The authors have bytes.)
+    name is "billion-word" (its folder or archive in `data_dir`, or 1.7 GB to download), or a UTF-8 text
+    file, one sentence a line, or a folder of those. Empty lines do not count. Longer ones are cut,
+    shorter ones padded with backquotes. Code 0 is "unknown". Then follow the most frequent characters.
     """
-    lines = itertools.islice(_lines(name, data_dir), max_lines)
-
     def numbers(chunk):  # the code points
         return np.frombuffer(chunk.encode("utf-32-le"), "<u4")
 
+    lines = itertools.islice(_lines(name, data_dir), max_lines)
     # Until the alphabet is known, text stays strings: mostly a byte a character, not four.
     chunks, counts = [], np.zeros(sys.maxunicode + 1, np.int64)
     while chunk := "".join(line[:length].ljust(length, PAD) for line in itertools.islice(lines, 10_000)):
@@ -395,7 +359,7 @@ def _lines(name, data_dir):
                     yield line.rstrip("\n")
                     empty = False
     except Exception as error:  # gzip, tar, zlib and the disk each have exceptions of their own
-        raise DataError(f"{path} is damaged or not UTF-8 text ({_reason(error)}): replace it, or convert "
+        raise DataError(f"{path} is damaged or not UTF-8 text ({error}): replace it, or convert "
                         "it, for instance with iconv -f utf-16 -t utf-8") from None
     if empty:
         raise DataError(f"{source} has no lines of text: give --data a text file, one sentence a line")
@@ -417,21 +381,19 @@ DOWNLOADS = {  # name: (address, sha256)
 }
 
 
-def _reason(error):
-    """Return what an exception says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _files(folder, leave_out=()):
-    """Return (path, bytes, time of change) of every file in `folder` and below, by path.
+    """Return (path, bytes, time of change) of every file in `folder` and below, and {reason: paths unused}.
 
-    Links are followed, but nothing counts twice. Left out are hidden files, TOOLS, `leave_out`, pipes.
+    Links are followed, but nothing counts twice. Hidden files, TOOLS, `leave_out`, pipes do not count.
     """
-    folder, found = Path(folder).resolve(), []
+    folder, found, unused = Path(folder).resolve(), [], {}
     known = (folder, *folder.parents, *filter(None, leave_out))
     seen = {os.stat(path)[1:3] for path in known if os.path.exists(path)}  # inodes and devices
     for here, folders, names in os.walk(folder, followlinks=True):
         inside, folders[:] = sorted(folders + names), []
+        if here != str(folder) and {"config.json", "log.csv"} <= set(names):
+            unused.setdefault("runs, whose samples are no data", []).append(here)
+            continue
         for name in inside:
             path = os.path.join(here, name)
             about = os.stat(path) if os.path.exists(path) else os.lstat(path)  # for broken links
@@ -442,13 +404,13 @@ def _files(folder, leave_out=()):
                 folders.append(name)
             elif os.path.isfile(path) or os.path.islink(path):
                 found.append((path, about.st_size, about.st_mtime_ns))
-    return sorted(found)
+    return sorted(found), unused
 
 
 def _contents(path):
     """Yield (name, open file) of a file, or of each one in a folder or tar archive, uncompressed."""
     if os.path.isdir(path):
-        for file, *_ in _files(path):
+        for file, *_ in _files(path)[0]:
             yield from _contents(file)
     elif not os.path.isfile(path):
         raise OSError("it is no regular file")
@@ -475,21 +437,19 @@ def _get(folder, name, way_out, *patterns):
     address, sha256 = DOWNLOADS[name]
 
     def download():
-        digest, start, size = hashlib.sha256(), None, 0
+        digest, start = hashlib.sha256(), None
         print(f"downloading {address}{name} into {folder}", file=sys.stderr)
         try:
             with urllib.request.urlopen(address + name, timeout=30) as reply:
-                length = int(reply.headers.get("Content-Length", 0))
                 while chunk := reply.read(1 << 20):
                     digest.update(chunk)
-                    start, size = start or chunk[:2], size + len(chunk)
+                    start = start or chunk[:2]
                     yield chunk
-            if start != b"\x1f\x8b" or size < length or sha256 not in (None, digest.hexdigest()):
+            if start != b"\x1f\x8b" or reply.length or sha256 not in (None, digest.hexdigest()):
                 raise ValueError("it was cut short, or is not the published file, and was not kept")
         except Exception as error:  # urllib and http.client have many
-            raise DataError(f"cannot download {address}{name} ({_reason(error)}): put {name} into "
+            raise DataError(f"cannot download {address}{name} ({error}): put {name} into "
                             f"{folder} yourself, or {way_out}") from None
-
     _make(Path(folder, name), download())
     return Path(folder, name)
 
@@ -511,10 +471,10 @@ def _make(path, chunks):
                     out.flush()
                     os.fsync(out.fileno())
                 os.replace(partial, path)
+    except DataError:
+        raise
     except OSError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"cannot write {path} ({_reason(error)}): choose another --data-dir") from None
+        raise DataError(f"cannot write {path} ({error}): choose another --data-dir") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

@@ -7,7 +7,6 @@ import math
 import os
 import pickle
 import random
-import socket
 import struct
 import sys
 import tarfile
@@ -31,6 +30,16 @@ def refused(call, *words):
     line = str(caught.value)
     assert "\n" not in line and all(word in line for word in words), line
     return line
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def visible(folder):
+    return sorted(set(os.listdir(folder)) - {".lock"})
 
 
 # ---- toys ----
@@ -82,7 +91,6 @@ def test_toys_come_from_the_global_generator():
         stream = data.toy_batches(toy, 5, "cpu")
         (x,), (y,) = next(stream), next(stream)
         assert torch.equal(x, first) and torch.equal(y, second) and not torch.equal(x, y)
-    refused(lambda: data.modes("moons"), "'moons'", "8gaussians, 25gaussians, swissroll")
 
 
 # ---- CIFAR-10 ----
@@ -148,70 +156,42 @@ def test_cifar_archive(cifar, name, mode, places):
     assert len(os.listdir(folder)) == 1  # nothing unpacked
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))
-@pytest.mark.parametrize("encoding", ["bytes", "latin1"])
-def test_cifar_pickled_again(cifar, protocol, encoding):
-    folder, pixels, labels, files = cifar
-    for name, raw in files.items():
-        if name != "cifar-10-batches-py/batches.meta":
-            files[name] = pickle.dumps(pickle.loads(raw, encoding=encoding), protocol)
-    tar(folder / "cifar-10-python.tar.gz", files)
-    check_cifar(folder, pixels, labels)
-
-
 @pytest.mark.parametrize("inside", [".", "cifar-10-batches-py", "unpacked"])
-def test_cifar_folder(cifar, inside):
+@pytest.mark.parametrize("protocol, encoding", [(None, ""), (2, "bytes"), (2, "latin1"), (4, "bytes"), (5, "latin1")])
+def test_cifar_folder_and_pickled_again(cifar, inside, protocol, encoding):
     folder, pixels, labels, files = cifar
     (folder / "cifar-10-python.tar.gz").unlink()
-    (folder / inside / "cifar-10-batches-py").mkdir(parents=True)
     for name, raw in files.items():
-        (folder / inside / name).write_bytes(raw)
+        if protocol and "meta" not in name:
+            raw = pickle.dumps(pickle.loads(raw, encoding=encoding), protocol)
+        write(folder / inside / name, raw)
     check_cifar(folder, pixels, labels)
 
 
-def test_cifar_pickle_may_not_call(cifar, tmp_path):
-    folder, _, _, files = cifar
-    trap = tmp_path / "trap"
-    for call in (f"cos\nmkdir\n(S'{trap}'\ntR.", f"cnumpy\nfromfile\n(S'{trap}'\ntR.",
-                 f"c__builtin__\neval\n(S'__import__(\"os\").mkdir(\"{trap}\")'\ntR."):
-        files["cifar-10-batches-py/test_batch"] = call.encode()
-        tar(folder / "cifar-10-python.tar.gz", files)
-        refused(lambda: data.cifar10(folder, train=False), "which no array needs")
-        assert not trap.exists()
-
-
-def test_cifar_bad_archives(cifar):
+def test_cifar_bad_archives(cifar, tmp_path):
     folder, pixels, _, files = cifar
-    archive = folder / "cifar-10-python.tar.gz"
+    archive, trap, x = folder / "cifar-10-python.tar.gz", tmp_path / "trap", pixels[5].numpy()
     whole = archive.read_bytes()
-    bad = {
-        "empty": b"",
-        "cut short": whole[:len(whole) // 2],
-        "not gzip": b"<html>404</html>" * 999,
-        "not tar": gzip.compress(b"hello" * 999),
-        "flipped": whole[:3000] + bytes(99) + whole[3099:],
-    }
-    for raw in bad.values():
-        archive.write_bytes(raw)
-        refused(lambda: data.cifar10(folder), str(archive), "delete it", "--data shapes")
-    tar(archive, {"holiday/photo.jpg": b"x"})
-    refused(lambda: data.cifar10(folder), "data_batch_1")
-    good = files["cifar-10-batches-py/test_batch"]
-    x = pixels[5].numpy()
-    for raw in (b"", good[:500], b"\x80\x02]." + good, b"\x80\x02}.", python2_batch(x, [1, 2]),
-                python2_batch(x[:, :768], [1, 2, 3])):
-        tar(archive, {**files, "cifar-10-batches-py/test_batch": raw})
-        refused(lambda: data.cifar10(folder, train=False), "damaged or not CIFAR-10", "delete it")
-
-
-def test_cifar_archive_with_a_damaged_header_in_the_middle(cifar):
-    folder, _, _, files = cifar
-    archive = folder / "cifar-10-python.tar.gz"
-    raw = bytearray(gzip.decompress(archive.read_bytes()))
+    raw = bytearray(gzip.decompress(whole))
     end = raw.index(b"cifar-10-batches-py/data_batch_2")  # the last one, which the test set does not need
     raw[end:end + 512] = os.urandom(512)
-    archive.write_bytes(gzip.compress(raw))
-    refused(lambda: data.cifar10(folder, train=False), "damaged in the middle")
+    for bad in (b"", whole[:len(whole) // 2], b"<html>404</html>" * 999, gzip.compress(b"hello" * 999),
+                whole[:3000] + bytes(99) + whole[3099:], gzip.compress(raw)):
+        archive.write_bytes(bad)
+        refused(lambda: data.cifar10(folder, train=False), str(archive), "damaged or not CIFAR-10", "delete it",
+                "--data shapes")
+    good = files["cifar-10-batches-py/test_batch"]
+    calls = [f"cos\nmkdir\n(S'{trap}'\ntR.", f"cnumpy\nfromfile\n(S'{trap}'\ntR.",
+             f"c__builtin__\neval\n(S'__import__(\"os\").mkdir(\"{trap}\")'\ntR."]
+    for bad, words in ([(call.encode(), "which no array needs") for call in calls]
+                       + [(bad, "damaged or not CIFAR-10") for bad in (
+                           b"", good[:500], b"\x80\x02]." + good, b"\x80\x02}.", python2_batch(x, [1, 2]),
+                           python2_batch(x[:, :768], [1, 2, 3]))]):
+        tar(archive, {**files, "cifar-10-batches-py/test_batch": bad})
+        refused(lambda: data.cifar10(folder, train=False), words)
+    tar(archive, {"holiday/photo.jpg": b"x"})
+    refused(lambda: data.cifar10(folder), "data_batch_1")
+    assert not trap.exists()
 
 
 # ---- MNIST ----
@@ -222,38 +202,31 @@ def idx(array):
 
 @pytest.fixture
 def digits(tmp_path):
-    """(folder, pixels, labels): four MNIST files, the training ones gzipped."""
+    """(folder, pixels, labels): four MNIST files, gzipped or not, whatever they are called."""
     rng = np.random.default_rng(1)
     pixels, labels = rng.integers(0, 256, (5, 28, 28), np.uint8), np.array([3, 1, 4, 1, 5], np.uint8)
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
-    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(pixels[::-1]))
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(labels[::-1]))  # unpacked, but not renamed
+    write(tmp_path / "train-images-idx3-ubyte.gz", gzip.compress(idx(pixels)))
+    write(tmp_path / "train-labels-idx1-ubyte.gz", gzip.compress(idx(labels)))
+    write(tmp_path / "t10k-images-idx3-ubyte", idx(pixels[::-1]))
+    write(tmp_path / "t10k-labels-idx1-ubyte.gz", idx(labels[::-1]))  # unpacked, but not renamed
     return tmp_path, torch.from_numpy(pixels), torch.from_numpy(labels)
-
-
-def test_mnist(digits):
-    folder, pixels, labels = digits
-    for train, order in ((True, [0, 1, 2, 3, 4]), (False, [4, 3, 2, 1, 0])):
-        x, y = data.images("mnist", folder, train=train)
-        assert x.dtype == torch.uint8 and torch.equal(x, pixels[order, None])
-        assert y.dtype == torch.int64 and torch.equal(y, labels[order].long())
 
 
 @pytest.mark.parametrize("inside", ["", "mnist", "MNIST/raw"])
 @pytest.mark.parametrize("dot", "-.")
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_mnist_names_of_mirrors_and_unpackers(tmp_path, inside, dot, pack):
-    folder = tmp_path / inside
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels, labels = np.arange(2 * 784, dtype=np.int64).astype(np.uint8).reshape(2, 28, 28), np.array([7, 8], np.uint8)
-    ending = ".gz" if pack is gzip.compress else ""
-    for part in ("train", "t10k"):
-        (folder / f"{part}-images{dot}idx3-ubyte{ending}").write_bytes(pack(idx(pixels)))
-        (folder / f"{part}-labels{dot}idx1-ubyte{ending}").mkdir()  # an unpacker's folder around the file
-        (folder / f"{part}-labels{dot}idx1-ubyte{ending}" / "labels").write_bytes(pack(idx(labels)))
-        x, y = data.mnist(tmp_path, part == "train")
-        assert np.array_equal(x[:, 0], pixels) and y.tolist() == [7, 8]
+@pytest.mark.parametrize("around", [False, True])
+def test_mnist(digits, inside, dot, around):
+    """Also the names that mirrors give, and the folders that unpackers make around a file."""
+    folder, pixels, labels = digits
+    for path in folder.glob("*ubyte*"):
+        name = path.name.replace("-idx", f"{dot}idx")
+        raw = path.read_bytes()
+        path.unlink()
+        write(folder / inside / name / "file" if around else folder / inside / name, raw)
+    for train, order in ((True, [0, 1, 2, 3, 4]), (False, [4, 3, 2, 1, 0])):
+        x, y = data.images("mnist", folder, train=train)
+        assert x.dtype == torch.uint8 and torch.equal(x, pixels[order, None])
+        assert y.dtype == torch.int64 and torch.equal(y, labels[order].long())
 
 
 def test_mnist_bad_files(digits):
@@ -293,22 +266,14 @@ def server(monkeypatch):
         running.shutdown()
 
 
-def publish(server, path):
-    """Serve a file under its name and take its sha256 for the published one."""
-    content = path.read_bytes()
-    server[path.name] = content, len(content)
-    data.DOWNLOADS[path.name] = data.DOWNLOADS[path.name][0], hashlib.sha256(content).hexdigest()
-    path.unlink()
-
-
-def visible(folder):
-    return sorted(set(os.listdir(folder)) - {".lock"})
-
-
-def test_download(cifar, digits, server, tmp_path):
+def test_download(cifar, server, tmp_path):
     folder, pixels, labels, _ = cifar
-    for path in [*folder.glob("cifar*"), *folder.glob("train-*")]:
-        publish(server, path)
+    archive = (folder / "cifar-10-python.tar.gz").read_bytes()
+    server["cifar-10-python.tar.gz"] = archive, len(archive)
+    refused(lambda: data.cifar10(tmp_path / "other"), "not the published file")  # by its checksum
+    assert visible(tmp_path / "other") == []
+    address, _ = data.DOWNLOADS["cifar-10-python.tar.gz"]
+    data.DOWNLOADS["cifar-10-python.tar.gz"] = address, hashlib.sha256(archive).hexdigest()
     made = tmp_path / "new" / "folder"
     check_cifar(made, pixels, labels)
     server.clear()
@@ -316,33 +281,17 @@ def test_download(cifar, digits, server, tmp_path):
     assert visible(made) == ["cifar-10-python.tar.gz"]
 
 
-def test_download_with_wrong_checksum_is_not_kept(cifar, server, tmp_path):
-    content = (cifar[0] / "cifar-10-python.tar.gz").read_bytes()
-    server["cifar-10-python.tar.gz"] = content, len(content)  # but the checksum stays that of the true archive
-    fresh = tmp_path / "fresh"
-    refused(lambda: data.cifar10(fresh), "not the published file", f"put cifar-10-python.tar.gz into {fresh}", "shapes")
-    assert visible(fresh) == []
-
-
-@pytest.mark.parametrize("content, length", [(b"\x1f\x8b" + bytes(5_000), 100_000), (b"<html>log in</html>", 19),
-                                             (b"", None), (b"\n<!doctype html>", None)])
-def test_download_cut_short_is_not_kept_though_no_checksum_is_known(server, tmp_path, content, length):
-    """Neither is a login page that is served as 200."""
-    server[data.BILLION_WORD + ".tar.gz"] = content, length
-    refused(lambda: data.text("billion-word", tmp_path), "was not kept", "--data the path")
-    assert visible(tmp_path) == []
-
-
-def test_download_without_network(monkeypatch, tmp_path):
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # bound but not listening: refuses every connection
-        nowhere = f"http://127.0.0.1:{bound.getsockname()[1]}/"
-        monkeypatch.setattr(data, "DOWNLOADS", {name: (nowhere, None) for name in data.DOWNLOADS})
-        for call, name, way_out in (
-                (data.cifar10, "cifar-10-python.tar.gz", "--data shapes"),
-                (data.mnist, "train-images-idx3-ubyte.gz", "--data-dir"),
-                (lambda folder: data.text("billion-word", folder), data.BILLION_WORD + ".tar.gz", "a text file")):
-            refused(lambda: call(tmp_path), nowhere + name, f"put {name} into {tmp_path}", way_out)
+@pytest.mark.parametrize("content, length, words", [
+    (None, None, "404"), (b"\x1f\x8b" + bytes(5_000), 100_000, "was not kept"), (b"", None, "was not kept"),
+    (b"<html>log in</html>", 19, "was not kept"), (b"\n<!doctype html>", None, "was not kept")])
+@pytest.mark.parametrize("name, call, way_out", [
+    ("cifar-10-python.tar.gz", data.cifar10, "--data shapes"), ("train-images-idx3-ubyte.gz", data.mnist, "--data-dir"),
+    (f"{data.BILLION_WORD}.tar.gz", lambda folder: data.text("billion-word", folder), "--data the path of a text")])
+def test_download_that_fails(server, tmp_path, content, length, words, name, call, way_out):
+    """No file, a file cut short, a login page served as 200: nothing is kept, also where no checksum is known."""
+    server[name] = content, length
+    address = data.DOWNLOADS[name][0]
+    refused(lambda: call(tmp_path), address + name, words, f"put {name} into {tmp_path}", way_out)
     assert visible(tmp_path) == []
 
 
@@ -354,21 +303,17 @@ def test_folder_that_cannot_be_written(album, tmp_path):
 
 # ---- shapes ----
 
-def test_shapes_depend_on_the_seed_alone():
+def test_shapes():
+    """They depend on the seed alone, are of ten kinds and many colours, and stand out from the background."""
     before = torch.get_rng_state()
-    x, y = data.shapes(60)
+    x, y = data.shapes(3000)
     assert torch.equal(torch.get_rng_state(), before)
-    assert x.shape == (60, 3, 32, 32) and x.dtype == torch.uint8 and y.dtype == torch.int64
+    assert x.shape == (3000, 3, 32, 32) and x.dtype == torch.uint8 and y.dtype == torch.int64
     few, labels = data.shapes(7)
     assert torch.equal(few, x[:7]) and torch.equal(labels, y[:7])
     assert not torch.equal(data.shapes(7, seed=1)[0], few)
-
-
-def test_shapes_are_ten_and_varied():
-    x, y = data.shapes(3000)
     assert (torch.bincount(y, minlength=10) - 300).abs().max() < 80 and len(data.SHAPES) == 10
     assert len(torch.unique(x.flatten(1), dim=0)) == 3000
-    # The shape stands out from all four corners of the background.
     grey = x.float().mean(1)
     corners = torch.stack([grey[:, i, j] for i in (0, -1) for j in (0, -1)], 1)
     apart = (grey.flatten(1)[:, :, None] - corners[:, None]).abs().amin(2).amax(1)
@@ -384,19 +329,16 @@ def test_shapes_at_twice_the_size_are_the_same_drawings():
     assert all(np.hypot(*corners.T).max() < 1.05 for corners in data.SHAPES.values())  # they fit their circle
 
 
-def test_images_is_the_door_to_shapes(monkeypatch):
+def test_images_names(cifar, digits, monkeypatch):
+    """What is suggested works at the size that was asked for."""
     asked = []
     monkeypatch.setattr(data, "shapes", lambda *arguments: asked.append(arguments))
     data.images("shapes")
     data.images("shapes", train=False, size=64)
     assert asked == [(20_000, 0, 32), (2_000, 1, 64)]
-
-
-def test_images_refuses_what_there_is_not(cifar, digits):
-    folder = cifar[0]
-    refused(lambda: data.images("cifar10", folder, size=64), "cifar10", "64", "shapes")
-    refused(lambda: data.images("mnist", folder, size=32), "mnist", "32", "cifar10")
-    refused(lambda: data.images("imagenet", folder), "'imagenet'", "a folder of images")
+    for name, size, choices in (("cifar10", 64, "choose shapes or a folder"), ("mnist", 32, "choose cifar10, shapes"),
+                                ("cifar10", 128, "choose shapes"), ("imagenet", 32, "cifar10, shapes or a folder")):
+        refused(lambda: data.images(name, cifar[0], size), f"{name!r} at {size} x {size}", choices)
 
 
 # ---- batches ----
@@ -406,58 +348,43 @@ def numbered(n):
     return torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 4, 4).contiguous()
 
 
-def test_batches_follow_the_seed_alone():
+def test_batches(tmp_path):
+    """Batches follow the seed alone, draw uniformly with replacement, and memory maps are like tensors."""
     x, y = numbered(50), torch.arange(50) * 3
-    stream = data.batches(x, 64 // 2, data.unit_from_bytes, labels=y)
+    (tmp_path / "raw").write_bytes(x.numpy().tobytes())
+    mapped = np.memmap(tmp_path / "raw", np.uint8, "c", shape=(50, 3, 4, 4))
+    streams = [data.batches(given, 32, data.unit_from_bytes, labels=y) for given in (x, x, mapped)]
     for _ in range(5):
-        next(stream)
-    torch.manual_seed(7)
-    late = next(stream)
-    torch.manual_seed(7)
-    early = next(data.batches(x, 32, data.unit_from_bytes, labels=y))
-    assert torch.equal(late[0], early[0]) and torch.equal(late[1], early[1])
-    pixels = (early[0] * 255).round()
-    assert early[0].dtype == torch.float32 and early[0].shape == (32, 3, 4, 4)
-    assert torch.equal(pixels[:, 0, 0, 0] * 3, early[1].float())  # images and labels stay together
-    torch.manual_seed(8)
-    assert not torch.equal(next(stream)[0], early[0])
+        next(streams[0])
+    got = []
+    for stream in streams:
+        torch.manual_seed(7)
+        got.append(next(stream))
+    pixels, labels = got[0]
+    assert all(torch.equal(pixels, other[0]) and torch.equal(labels, other[1]) for other in got[1:])
+    assert pixels.dtype == torch.float32 and pixels.shape == (32, 3, 4, 4)
+    assert torch.equal((pixels * 255).round()[:, 0, 0, 0] * 3, labels.float())  # images and labels stay together
     refused(lambda: data.batches(x, 51, data.from_bytes), "50 examples", "batch of 51")
-
-
-def test_batches_draw_with_replacement_and_uniformly():
-    torch.manual_seed(0)
-    stream = data.batches(numbered(20), 20, lambda x: x[:, 0, 0, 0].long())
+    stream = data.batches(x[:20], 20, lambda x: x[:, 0, 0, 0].long())
     drawn = torch.stack([next(stream)[0] for _ in range(2000)])
-    assert len(next(stream)) == 1
     distinct = torch.tensor([len(row.unique()) for row in drawn]).float().mean()
     assert abs(distinct - 20 * (1 - (19 / 20)**20)) < 0.15  # without replacement it would be 20
     assert (torch.bincount(drawn.flatten()) / 2000 - 1).abs().max() < 0.12
 
 
-def test_in_order_gives_everything_once_and_memory_maps_are_like_tensors(tmp_path):
-    x, y = numbered(20), torch.arange(20) * 3
-    (tmp_path / "raw").write_bytes(x.numpy().tobytes())
-    mapped = np.memmap(tmp_path / "raw", np.uint8, "c", shape=(20, 3, 4, 4))
-    torch.manual_seed(1)
-    drawn = next(data.batches(x, 16, data.from_bytes))[0]
-    torch.manual_seed(1)
-    assert torch.equal(next(data.batches(mapped, 16, data.from_bytes))[0], drawn)
-    before = torch.get_rng_state()
-    for given in (x, mapped):
-        got = list(data.in_order(given, 8, data.unit_from_bytes, labels=y))
-        assert [len(pixels) for pixels, _ in got] == [10, 10]  # two whole batches, and their share of the rest
-        assert torch.equal(torch.cat([pixels for pixels, _ in got]), data.unit_from_bytes(x))
-        assert torch.equal(torch.cat([labels for _, labels in got]), y)
-        assert all(len(batch) == 1 for batch in data.in_order(given, 8, data.from_bytes))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_in_order_never_leaves_an_image_alone():
+def test_in_order_gives_everything_once_and_never_an_image_alone():
     """Batch norm has no statistics of one image."""
+    before = torch.get_rng_state()
     for n in range(2, 40):
+        x, y = numbered(n), torch.arange(n) * 3
         for batch_size in range(2, 12):
-            sizes = [len(x) for x, in data.in_order(numbered(n), batch_size, data.from_bytes)]
-            assert sum(sizes) == n and min(sizes) >= min(n, batch_size) and max(sizes) < max(2 * batch_size, n + 1)
+            got = list(data.in_order(x, batch_size, data.unit_from_bytes, labels=y))
+            sizes = [len(pixels) for pixels, _ in got]
+            assert min(sizes) >= min(n, batch_size) and max(sizes) < max(2 * batch_size, n + 1)
+            assert torch.equal(torch.cat([pixels for pixels, _ in got]), data.unit_from_bytes(x))
+            assert torch.equal(torch.cat([labels for _, labels in got]), y)
+    assert all(len(batch) == 1 for batch in data.in_order(x.numpy(), 8, data.from_bytes))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ---- pixels ----
@@ -481,16 +408,13 @@ def test_bytes_survive_the_way_there_and_back():
     # The authors' pair for the ResNet, 256 one way and 255.99 back, now and then loses a level.
     back = data.to_bytes(data.from_bytes_noisy(BYTES.repeat(1000, 1)), 255.99).int() - BYTES.int()
     assert back.min() >= -1 and back.max() == 0 and 0 < (back < 0).float().mean() < 0.01
-
-
-def test_floats_to_bytes_are_cut_off_and_clamped():
+    # Floats in between are truncated, those outside clamped.
     levels = torch.tensor([0, 0.9, 100.0, 100.9, 254.9, 255])
     assert data.to_bytes(levels * 2 / 255 - 1).tolist() == [0, 0, 100, 100, 254, 255]
     x = torch.tensor([-1.5, -1, 0, 0.999, 1, 1.5])
     assert data.to_bytes(x).tolist() == [0, 0, 127, 254, 255, 255]
     assert data.to_bytes(x, 255.99).tolist() == [0, 0, 127, 255, 255, 255]
     assert data.unit_to_bytes(torch.tensor([-1, 0, 0.5, 0.99, 1, 2])).tolist() == [0, 0, 127, 253, 255, 255]
-    assert data.to_bytes(torch.zeros(2, 3, 4, 4)).dtype == torch.uint8
 
 
 # ---- image folders ----
@@ -527,41 +451,38 @@ def test_image_folder(album, tmp_path):
     assert len(list((tmp_path / "cache").glob("*"))) == 1 + (sys.platform != "win32")  # with .lock
 
 
-def test_image_folder_crops_the_centre_and_antialiases(tmp_path):
+def test_squares(tmp_path):
+    """The centre, antialiased, turned as the camera says, grey as three channels, white where transparent."""
     rng = np.random.default_rng(0)
-    wide = rng.integers(0, 256, (16, 40, 3), np.uint8)
-    tall = rng.integers(0, 256, (40, 16, 3), np.uint8)
-    stripes = np.zeros((64, 64, 3), np.uint8)
+    wide, tall = (rng.integers(0, 256, (*shape, 3), np.uint8) for shape in ((16, 40), (40, 16)))
+    stripes, rgba = np.zeros((64, 64, 3), np.uint8), np.full((20, 20, 4), (255, 0, 255, 0), np.uint8)
     stripes[:, ::2] = 200
-    camera = Image.Exif()
+    rgba[:, 10:] = (0, 0, 255, 255)
+    camera, palette = Image.Exif(), Image.new("P", (20, 20), 1)
     camera[0x112] = 6  # "turn me a quarter clockwise"
-    Image.fromarray(stripes).save(tmp_path / "stripes.png")
-    Image.fromarray(wide[:, :, 0]).save(tmp_path / "grey.png")
+    palette.putpalette([255, 0, 255, 9, 9, 9])
+    palette.save(tmp_path / "palette.png", transparency=b"\xff\x80")  # half transparent
     Image.fromarray(wide).save(tmp_path / "turned.png", exif=camera)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    Image.fromarray(tall).save(tmp_path / "tall.png")
-    squares = {name: data._square(tmp_path / name, 16).astype(int) for name in os.listdir(tmp_path)}
-    assert np.array_equal(squares["wide.png"], wide[:, 12:28].transpose(2, 0, 1))
-    assert np.array_equal(squares["tall.png"], tall[12:28].transpose(2, 0, 1))
-    assert np.abs(squares["stripes.png"] - 100)[:, :, 2:-2].max() <= 3  # without averaging: 0 or 200
-    assert all(np.array_equal(channel, wide[:, 12:28, 0]) for channel in squares["grey.png"])
-    assert np.array_equal(squares["turned.png"], np.rot90(wide[:, 12:28], -1).transpose(2, 0, 1))
+    for name, pixels in (("stripes", stripes), ("grey", wide[:, :, 0]), ("wide", wide), ("tall", tall), ("rgba", rgba)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    square = {path.stem: data._square(path, 16).astype(int) for path in tmp_path.iterdir()}
+    assert np.array_equal(square["wide"], wide[:, 12:28].transpose(2, 0, 1))
+    assert np.array_equal(square["tall"], tall[12:28].transpose(2, 0, 1))
+    assert np.abs(square["stripes"] - 100)[:, :, 2:-2].max() <= 3  # without averaging: 0 or 200
+    assert all(np.array_equal(channel, wide[:, 12:28, 0]) for channel in square["grey"])
+    assert np.array_equal(square["turned"], np.rot90(wide[:, 12:28], -1).transpose(2, 0, 1))
+    assert square["rgba"][:, 0, 0].tolist() == [255] * 3 and square["rgba"][:, 0, 15].tolist() == [0, 0, 255]
+    assert abs(square["palette"][0, 0, 0] - 132) <= 1
 
 
-def test_image_folder_is_read_once(album, monkeypatch):
-    first = cached(album)
-    monkeypatch.setattr(data, "_square", None)
-    monkeypatch.chdir(album.parent)
-    assert torch.equal(data.image_folder("album", 16, "cache"), first)
-    refused(lambda: data.image_folder(album, 8, album.parent / "cache"))  # another size is another cache
-
-
-def test_image_folder_changed(album):
-    def caches():
-        return [path.name for path in (album.parent / "cache").glob("*.uint8")]
-
-    cached(album)
-    (before,) = caches()
+def test_image_folder_is_read_once_until_it_changes(album, monkeypatch):
+    cache, first = album.parent / "cache", cached(album)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_square", None)
+        patch.chdir(album.parent)
+        assert torch.equal(data.image_folder("album", 16, "cache"), first)
+        refused(lambda: data.image_folder(album, 8, cache))  # another size is another cache
+    (before,) = cache.glob("*.uint8")
     paint(album / "b" / "99.png", (99, 0, 0))
     assert firsts(cached(album))[-1] == 99
     size = (album / "b" / "99.png").stat().st_size
@@ -570,24 +491,22 @@ def test_image_folder_changed(album):
     assert firsts(cached(album))[-1] == 98
     (album / "a" / "03.png").unlink()
     assert firsts(cached(album)) == [0, 1, 2, *range(4, 24), 98]
-    assert len(caches()) == 1 and caches() != [before]  # the old ones are gone
+    assert len(list(cache.glob("*.uint8"))) == 1 and not before.exists()  # the old ones are gone
 
 
 def test_image_folder_interrupted(album, monkeypatch):
     """Neither Ctrl-C nor a killed process leaves anything that passes for a cache, or stays."""
-    def until(path, size, count=iter(range(9)), square=data._square):
-        if next(count, None) is None:
-            raise KeyboardInterrupt
-        return square(path, size)
+    def stopped(*_):
+        yield from [b"a square"] * 9
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "_square", until)
-    with pytest.raises(KeyboardInterrupt):
-        cached(album)
     cache = album.parent / "cache"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data, "_squares", stopped)
+        cached(album)
     assert visible(cache) == []
-    (cache / ".album-16.uint8.77.partial").write_bytes(b"half")
-    (cache / "its.partial").write_bytes(b"of another program")
-    monkeypatch.undo()
+    write(cache / ".album-16.uint8.77.partial", b"half")
+    write(cache / "its.partial", b"of another program")
     assert firsts(cached(album)) == list(range(24))
     assert sorted(Path(name).suffix for name in visible(cache)) == [".partial", ".uint8"]  # the other program's
 
@@ -604,8 +523,8 @@ def test_image_folder_by_several_at_once(album, monkeypatch):
     assert got == [list(range(24))] * 4 and len(calls) == 24
 
 
-def test_image_folder_counts_each_file_once(album):
-    """However links run. Hidden files, those of tools, and the run's own folder do not count."""
+def test_image_folder_counts_each_file_once(album, capsys):
+    """However links run. Hidden files, those of tools, the run's own folder and other runs do not count."""
     (album / "again").symlink_to(album)
     (album / "a" / "up").symlink_to(album.parent)
     (album / "b" / "twin").symlink_to(album / "a")
@@ -614,60 +533,29 @@ def test_image_folder_counts_each_file_once(album):
     paint(album.parent / "elsewhere" / "linked.png", (77, 0, 0))
     (album / "z").symlink_to(album.parent / "elsewhere")
     for name in (".ipynb_checkpoints/1.png", "__MACOSX/2.png", "b/@eaDir/3.png", "a/._4.png", "Thumbnails/5.png",
-                 "Thumbs.db.png/6.png", "run/samples/7.png"):
+                 "Thumbs.db.png/6.png", "run/samples/7.png", "old/run/samples/8.png", "old/run/curves9.png"):
         paint(album / name, (100 + int(name[-5]), 0, 0))
     (album / "Thumbs.db.png").rename(album / "Thumbs.db")
     os.mkfifo(album / "pipe.png")
+    write(album / "old/run/config.json", "{}")
+    write(album / "config.json", "{}")  # the folder itself may be a run: its samples were asked for
+    write(album / "log.csv", "")
+    assert firsts(cached(album, leave_out=album / "run")) == [*range(24), 77, 108, 109]  # no log: not a run
+    write(album / "old/run/log.csv", "")
+    capsys.readouterr()
     assert firsts(cached(album, leave_out=album / "run")) == [*range(24), 77]
+    assert f"1 runs, whose samples are no data ({album}/old/run)" in capsys.readouterr().err
     assert firsts(cached(album)) == [*range(24), 77, 107]
 
 
-def test_image_folder_never_has_a_picture_in_both_parts(album, capsys):
+def test_image_folder_never_has_a_picture_in_both_parts(album, capsys, recwarn, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # so that Pillow warns of each, which nobody sees
     for k in range(24):
         paint(album / "again" / f"{k:02}.bmp", (k, 100, 200))  # other bytes, equal pixels
     parts = [firsts(cached(album, train=train)) for train in (True, False)]
-    assert sorted(sum(parts, [])) == list(range(24)) and min(map(len, parts)) == 3
-    assert "24 of 48 files used; 24 equal to others" in capsys.readouterr().err
-
-
-def test_image_folder_skips_and_names(album, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program came as data"))
-    (album / "a" / "note.txt").write_text("words")
-    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
-    Image.fromarray(noise).save(album / "b" / "12.png")
-    (album / "b" / "12.png").write_bytes((album / "b" / "12.png").read_bytes()[:700])
-    (album / "b" / "13.png").rename(album / "b" / "13.jpg")  # tried by content
-    paint(album / "b" / "small.png", (1, 2, 3), (15, 400))
-    for k in range(3):
-        (album / "b" / f"{k}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
-    (album / "b" / "eps.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n")
-    (album / "b" / "to-nothing.png").symlink_to(tmp_path / "nothing")
-    for k, format in enumerate(("BMP", "GIF", "PPM", "TIFF", "WEBP"), 15):
-        Image.open(album / "b" / f"{k}.png").save(album / "b" / f"{k}.png", format)
-    Image.new("RGB", (20, 20), (200, 9, 9)).save(album / "b" / "23.png", "JPEG")
-    assert len(cached(album)) == 23
+    assert sorted(sum(parts, [])) == list(range(24)) and min(map(len, parts)) == 3 and len(recwarn) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("23 of 31 files used;")
-    for words in ("3 HEIC, which Pillow cannot read here", "1 TXT, which", "1 PNG, which", "b/12.png", "1 JPG, which",
-                  "1 smaller than 16 x 16", "small.png", "1 broken links"):
-        assert words in line
-    cached(album)
-    assert capsys.readouterr().err == ""  # once
-
-
-def test_transparent_pixels_are_white_and_warnings_are_not_shown(album, capsys, recwarn, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # so that Pillow warns of each
-    rgba = np.full((20, 20, 4), (255, 0, 255, 0), np.uint8)
-    rgba[:, 10:] = (0, 0, 255, 255)
-    Image.fromarray(rgba).save(album / "rgba.png")
-    palette = Image.new("P", (20, 20), 1)
-    palette.putpalette([255, 0, 255, 9, 9, 9])
-    palette.save(album / "palette.png", transparency=b"\xff\x80")  # half transparent
-    squares = {name: data._square(album / name, 20) for name in ("rgba.png", "palette.png")}
-    assert squares["rgba.png"][:, 0, 0].tolist() == [255] * 3 and squares["rgba.png"][:, 0, 19].tolist() == [0, 0, 255]
-    assert abs(int(squares["palette.png"][0, 0, 0]) - 132) <= 1
-    recwarn.clear()
-    assert len(cached(album)) == 26 and len(recwarn) == 0 and capsys.readouterr().err == ""
+    assert line.startswith("24 of 48 files used; 24 equal to others")
 
 
 def png16(colour, channels):
@@ -679,13 +567,33 @@ def png16(colour, channels):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("content", [
-    png16(0, 1), png16(2, 3), png16(4, 2), png16(6, 4), b"P6 20 20 65535\n" + bytes(2400),
-    b"P5 20 20 4095\n" + bytes(800), b"P3 20 20 1023\n" + b"9 " * 1200,
-], ids=["grey", "RGB", "grey and alpha", "RGBA", "PPM", "PGM", "plain PPM"])
-def test_images_of_more_than_8_bits_are_skipped(album, capsys, content):
-    (album / "deep").write_bytes(content)
-    assert len(cached(album)) == 24 and "1 of more than 8 bits a channel" in capsys.readouterr().err
+DEEP = {"grey": png16(0, 1), "RGB": png16(2, 3), "grey-alpha": png16(4, 2), "RGBA": png16(6, 4),
+        "PPM": b"P6 20 20 65535\n" + bytes(2400), "PGM": b"P5 20 20 4095\n" + bytes(800),
+        "plain-PPM": b"P3 20 20 1023\n" + b"9 " * 1200}
+
+
+def test_image_folder_skips_and_names(album, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("a program came as data"))
+    noise, b = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8), album / "b"
+    Image.fromarray(noise).save(b / "12.png")
+    eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\n"
+    for name, content in ({"note.txt": "words", "12.png": (b / "12.png").read_bytes()[:700], "eps.jpg": eps}
+                          | {f"{k}.HEIC": b"\0\0\0\x18ftypheic" + bytes(99) for k in range(3)} | DEEP).items():
+        write(b / name, content)
+    (b / "13.png").rename(b / "13.jpg")  # tried by content
+    paint(b / "small.png", (1, 2, 3), (15, 400))
+    (b / "to-nothing.png").symlink_to(tmp_path / "nothing")
+    for k, format in enumerate(("BMP", "GIF", "PPM", "TIFF", "WEBP"), 15):
+        Image.open(b / f"{k}.png").save(b / f"{k}.png", format)
+    Image.new("RGB", (20, 20), (200, 9, 9)).save(b / "23.png", "JPEG")
+    assert len(cached(album)) == 23
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("23 of 38 files used;")
+    for words in ("3 HEIC, which Pillow cannot read here", "1 TXT, which", "1 PNG, which", "b/12.png", "1 JPG, which",
+                  "1 smaller than 16 x 16", "small.png", "1 broken links", "7 of more than 8 bits a channel"):
+        assert words in line
+    cached(album)
+    assert capsys.readouterr().err == ""  # once
 
 
 @pytest.mark.parametrize("files, words", [
@@ -704,12 +612,6 @@ def test_image_folder_refused(tmp_path, files, words):
 
 # ---- text ----
 
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
-
-
 def test_text_codes(tmp_path):
     path = write(tmp_path / "t", "aaabb\n\nc`d\n   \naé日😀\nabcdefgh and so on\n")
     codes, alphabet = data.text(path, length=6)
@@ -718,15 +620,9 @@ def test_text_codes(tmp_path):
     # Pads (7 with the backquote), a (5), b (3), c and d (2), then those found once, by code point.
     assert alphabet == "\ufffd`abcdefé日😀"
     assert codes[1].tolist() == [4, 1, 5, 1, 1, 1]  # the backquote of the text is the pad
-
-
-def test_text_rare_characters_are_unknown(tmp_path):
-    path = write(tmp_path / "t", "zzz\nyyy\nx\ufffd\n")
-    codes, alphabet = data.text(path, length=3, alphabet_size=3)
+    codes, alphabet = data.text(write(tmp_path / "u", "zzz\nyyy\nx\ufffd\n"), length=3, alphabet_size=3)
     assert alphabet == "\ufffdyz"  # equally frequent: the lower code point first
-    assert codes.tolist() == [[2, 2, 2], [1, 1, 1], [0, 0, 0]]
-    assert data.decode(codes, alphabet) == ["zzz", "yyy", "\ufffd" * 3]
-    assert data.text(path, length=3)[1] == "\ufffdyz`x"
+    assert codes.tolist() == [[2, 2, 2], [1, 1, 1], [0, 0, 0]]  # rare ones are unknown
 
 
 def test_text_against_counting(tmp_path):
@@ -753,18 +649,14 @@ def test_text_of_many_characters(tmp_path):
         assert codes.max() == length - 1 and codes.min() >= 0
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_text_lines(tmp_path, pack):
-    path = write(tmp_path / "t", pack(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree"))
-    assert data.decode(*data.text(path, length=5)) == ["one``", "two``", "three"]
-    assert data.decode(*data.text(path, length=5, max_lines=2)) == ["one``", "two``"]
-
-
-def test_text_folder(tmp_path):
-    write(tmp_path / "f" / "2", "second\n")
-    write(tmp_path / "f" / "1", "first")
-    write(tmp_path / "f" / "sub" / "3", "third\n")
-    write(tmp_path / "f" / ".hidden", b"\xff")
+def test_text_lines_and_folders(tmp_path):
+    for pack in bytes, gzip.compress:
+        path = write(tmp_path / "t", pack(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree"))
+        assert data.decode(*data.text(path, length=5)) == ["one``", "two``", "three"]
+        assert data.decode(*data.text(path, length=5, max_lines=2)) == ["one``", "two``"]
+    for name, content in (("2", "second\n"), ("1", "first"), ("sub/3", "third\n"), (".hidden", b"\xff"),
+                          ("run/config.json", b"{}"), ("run/log.csv", "a"), ("run/samples/000100.txt", "generated")):
+        write(tmp_path / "f" / name, content)
     assert data.decode(*data.text(tmp_path / "f", length=6)) == ["first`", "second", "third`"]
     part = tmp_path / "d" / data.BILLION_WORD / "training-monolingual.tokenized.shuffled"
     write(part / "news.en-00002-of-00100", "later\n")
@@ -773,40 +665,33 @@ def test_text_folder(tmp_path):
     assert data.decode(*data.text("billion-word", tmp_path / "d", length=6)) == ["sooner", "later`"]
 
 
-def test_text_archive_is_read_no_further_than_needed(tmp_path):
-    rng = random.Random(0)
-    lines = ["%030x" % rng.getrandbits(120) for _ in range(20_000)]  # hard to compress
+def test_text_archive(tmp_path):
+    """An archive is read no further than needed. A damaged one is refused, also where its reader notices nothing."""
+    chance = random.Random(0)
+    lines = ["%030x" % chance.getrandbits(120) for _ in range(20_000)]  # hard to compress
     part = f"{data.BILLION_WORD}/training-monolingual.tokenized.shuffled"
     archive = tar(tmp_path / f"{data.BILLION_WORD}.tar.gz", {
         f"{data.BILLION_WORD}/README": b"read me",
         f"{data.BILLION_WORD}/heldout-monolingual.tokenized.shuffled/news.en-00000-of-00100": b"held out",
         f"{part}/news.en-00001-of-00100": "\n".join(lines[:100]).encode(),
-        f"{part}/news.en-00002-of-00100": "\n".join(lines[100:]).encode(),
-    })
+        f"{part}/news.en-00002-of-00100": "\n".join(lines[100:]).encode()})
     assert data.decode(*data.text("billion-word", tmp_path)) == [line + "``" for line in lines]
     raw = archive.read_bytes()
-    archive.write_bytes(raw[:100_000] + b"garbage" * 30_000)
-    few = data.decode(*data.text("billion-word", tmp_path, max_lines=500))
-    assert few == [line + "``" for line in lines[:500]]
+    stored = gzip.compress(gzip.decompress(raw), 0)  # not compressed: zlib itself notices nothing
+    header = stored.index(b"ustar", stored.index(lines[99].encode()))
+    damaged = [raw[:100_000] + b"garbage" * 30_000, stored[:header] + b"x" + stored[header + 1:],
+               stored.replace(lines[9_999].encode(), b"x" * 30)]
+    for bad in damaged:
+        archive.write_bytes(bad)
+        few = data.decode(*data.text("billion-word", tmp_path, max_lines=99))
+        assert few == [line + "``" for line in lines[:99]]
+        refused(lambda: data.text("billion-word", tmp_path), str(archive), "damaged")
     assert os.listdir(tmp_path) == [archive.name]
-    refused(lambda: data.text("billion-word", tmp_path), str(archive))
     for bad in (b"", b"<html>", raw[:90_000], gzip.compress(b"words")):
         archive.write_bytes(bad)
         refused(lambda: data.text("billion-word", tmp_path), str(archive))
     tar(archive, {"something/else": b"words"})
     refused(lambda: data.text("billion-word", tmp_path), "no lines")
-
-
-def test_text_archive_damaged_in_the_middle(tmp_path):
-    """The reader stops at a bad header, and would lose the rest of the text silently."""
-    part = f"{data.BILLION_WORD}/training-monolingual.tokenized.shuffled"
-    files = {f"{part}/news.en-0000{i}-of-00100": b"line %d\n" % i * 99 for i in range(1, 4)}
-    archive = tar(tmp_path / f"{data.BILLION_WORD}.tar.gz", files)
-    raw = gzip.compress(gzip.decompress(archive.read_bytes()), 0)  # not compressed: zlib itself notices nothing
-    for place in (raw.index(b"line 2"), raw.index(b"ustar", raw.index(b"line 1"))):  # a text, a header
-        archive.write_bytes(raw[:place] + b"x" + raw[place + 1:])
-        assert len(data.text("billion-word", tmp_path, max_lines=99)[0]) == 99  # does not get there
-        refused(lambda: data.text("billion-word", tmp_path), str(archive), "damaged")
 
 
 @pytest.mark.parametrize("content, words", [
