@@ -4,9 +4,8 @@
     train = fast.choose(args)                wgan_gp.train, or the same training in one of these forms
     runs.main(fast.processes(main))          joins the processes that torchrun started, if it did
 
-Small networks leave a GPU waiting for Python, which launches thousands of kernels per iteration. --fast records
-the kernels of an iteration once, as a CUDA graph, and then replays them. First it compares one replayed iteration
-with an eager one.
+A GPU waits for Python, which launches thousands of small kernels per iteration. --fast records the
+kernels of one iteration as a CUDA graph, compares it with an eager iteration, and then replays it.
 Convolutions use TF32 where a GPU has it, which is torch's default. Matrix products stay in float32.
 """
 import contextlib
@@ -27,7 +26,7 @@ WARM_UP = 3  # eager iterations before the capture, so that one-time set-up is n
 
 
 def parse(parser):
-    """Add --fast and --bf16 to the flags of a script and parse them. Impossible combinations are parser.error."""
+    """Add --fast and --bf16 to the flags of a script, parse them, and refuse impossible combinations."""
     parser.add_argument("--fast", action="store_true", help="replay an iteration as one CUDA graph")
     parser.add_argument("--bf16", action="store_true",
                         help="compute the networks in bfloat16 (weights, samples and scores stay float32)")
@@ -38,17 +37,16 @@ def parse(parser):
     for flag in ("batch_size", "generator_batch"):
         size = getattr(args, flag, 2 * n)
         if size % n or size < 2 * n:
-            parser.error(f"--{flag.replace('_', '-')} {size} cannot be shared by {n} processes: choose a multiple "
-                         f"of {n}, at least {2 * n}")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if n > 1 and args.device == "cuda" and here > torch.cuda.device_count():
-        parser.error(f"{here} processes need {here} GPUs, and there are {torch.cuda.device_count()}: lower "
-                     f"torchrun's --nproc_per_node")
+            flag = flag.replace("_", "-")
+            parser.error(f"--{flag} {size} cannot be shared by {n} processes: choose {2 * n}, {3 * n}, ...")
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if n > 1 and args.device == "cuda" and here > gpus:
+        parser.error(f"{here} processes, and {gpus} GPUs: lower torchrun's --nproc_per_node")
     return args
 
 
 def choose(args):
-    """Return wgan_gp.train, or a function with the same arguments and Steps, as the flags and torchrun ask."""
+    """Return wgan_gp.train, or a function that takes and yields the same, as the flags and torchrun ask."""
     train = wgan_gp.train
     if args.fast:
         train = graphed
@@ -65,17 +63,18 @@ def graphed(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_00
             generator_batch=None):
     """Train like wgan_gp.train, replaying each iteration as one CUDA graph. seed must be a number.
 
-    Everything that batches and latents do must happen on the GPU, as data.batches does with a tensor there. After
-    WARM_UP eager iterations one iteration is recorded, replayed and compared with an eager one from the same state
-    and seed. If recording fails or the two differ, a line on standard error says so and training goes on eagerly.
+    batches and latents must work on the GPU alone, as data.batches does with a tensor there. After
+    WARM_UP eager iterations one is recorded, replayed, and compared with an eager one from the same
+    state and seed. If that fails, a line on standard error says so and training goes on eagerly.
     """
     device = next(D.parameters()).device
     groups = opt_G.param_groups + opt_D.param_groups
     for group in groups:
         group.setdefault("initial_lr", group["lr"])
-    rates = [torch.tensor(group["lr"], device=device) for group in groups]  # where a graph can read them
+    rates = [torch.tensor(group["lr"], device=device) for group in groups]
     move_step_counts((opt_G, opt_D), device)  # a checkpoint has them on the CPU
-    endless = wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method, sys.maxsize, generator_batch=generator_batch)
+    networks = G, D, batches, latents, opt_G, opt_D, method
+    endless = wgan_gp.train(*networks, sys.maxsize, generator_batch=generator_batch)
     stream = torch.cuda.Stream(device)
 
     def prepare(iteration):
@@ -120,15 +119,15 @@ def graphed(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_00
         problem = compare(weights, expected, before)
         restore(state, before)
     if anywhere(problem is not None, device):
-        print(f"--fast: {problem or 'another process has a problem'}; training goes on without it", file=sys.stderr)
+        problem = problem or "another process has a problem"
+        print(f"--fast: {problem}; training goes on without it", file=sys.stderr)
         move_step_counts((opt_G, opt_D), "cpu")
-        yield from wgan_gp.train(G, D, batches, latents, opt_G, opt_D, method, iterations, begin, seed, decay,
-                                 generator_batch)
+        yield from wgan_gp.train(*networks, iterations, begin, seed, decay, generator_batch)
         return
     for iteration in range(begin, iterations):
         prepare(iteration)
         graph.replay()
-        yield wgan_gp.Step(iteration + 1, *[loss.clone() for loss in losses])  # the next replay overwrites them
+        yield wgan_gp.Step(iteration + 1, *[loss.clone() for loss in losses])
 
 
 @contextlib.contextmanager
@@ -156,7 +155,7 @@ def move_step_counts(optimizers, device):
 
 
 def waits_for_the_gpu(iteration):
-    """Run an iteration. Return what is wrong if it waits for the GPU, which a graph cannot record, or None."""
+    """Run an iteration. Return None, or what is wrong: a graph cannot record that Python waits for the GPU."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -176,18 +175,18 @@ def restore(tensors, values):
 
 @torch.no_grad()
 def compare(weights, expected, before):
-    """Return what is wrong with the weights after a replay, or None. Rounding may change 10 % of an update."""
+    """Return None, or what is wrong with the weights after a replay. Rounding may change 10 % of an update."""
     moved = torch.stack([(a - b).norm() for a, b in zip(expected, before)]).norm()
     off = torch.stack([(a - b).norm() for a, b in zip(expected, weights)]).norm()
     if off <= 0.1 * moved:
         return None
-    return f"a replayed iteration differs from an eager one ({float(off):.2g} of an update of {float(moved):.2g})"
+    return f"a replayed iteration differs from an eager one by {float(off / moved):.0%} of the update"
 
 
 # ---- bfloat16 ----
 
 def in_bfloat16(train):
-    """Return `train` with both networks running under bfloat16 autocast. Outputs and gradients stay float32."""
+    """Return `train` with both networks under bfloat16 autocast. Outputs and gradients stay float32."""
     def train_in_bfloat16(G, D, *args, **kwargs):
         return train(autocasting(G), autocasting(D), *args, **kwargs)
     return train_in_bfloat16
@@ -215,15 +214,19 @@ def autocast(function):
 
 # ---- several processes ----
 
-# torchrun starts N processes. Each draws its own share of every batch, and the gradients are averaged before each
-# update. Batch norm sees one share, not the whole batch. Rank 0 alone measures, prints and writes (runs.py).
+# torchrun starts N processes. Each draws its own share of every batch, and the gradients are averaged
+# before each update. Batch norm sees one share. Rank 0 alone measures, prints and writes (runs.py).
 
 def world_size():
     """Return the number of processes that torchrun started, 1 without it."""
     text = os.environ.get("WORLD_SIZE") or "1"
     if not text.isdecimal() or int(text) < 1:
-        sys.exit(f"{Path(sys.argv[0]).name}: WORLD_SIZE is {text!r}: unset it, or start the script with torchrun")
+        refuse(f"WORLD_SIZE is {text!r}: unset it, or start the script with torchrun")
     return int(text)
+
+
+def refuse(message):
+    sys.exit(f"{Path(sys.argv[0]).name}: {message}")
 
 
 def processes(main):
@@ -231,11 +234,11 @@ def processes(main):
     def joined():
         if world_size() == 1:
             if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-                sys.exit(f"{Path(sys.argv[0]).name}: srun has started several copies: for one run on several GPUs "
-                         f"use srun --ntasks-per-node=1 torchrun, for one run srun --ntasks=1")
+                refuse("srun has started several copies: for one run on several GPUs use "
+                       "srun --ntasks-per-node=1 torchrun, for one run srun --ntasks=1")
             return main()
         if "MASTER_ADDR" not in os.environ:
-            sys.exit(f"{Path(sys.argv[0]).name}: WORLD_SIZE is set without torchrun: unset it, or use torchrun")
+            refuse("WORLD_SIZE is set without torchrun: unset it, or use torchrun")
         rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
         silent, stderr = open(os.devnull, "w"), sys.stderr
         if rank:
@@ -244,7 +247,8 @@ def processes(main):
             torch.cuda.set_device(local_rank)  # what "cuda" means from here on
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(days=1))  # all wait while rank 0 scores
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False)
         try:
             main()
         except SystemExit as leave:
@@ -264,7 +268,7 @@ def processes(main):
 
 
 def shared(train):
-    """Return `train` with each batch shared by the processes. Without batch norm the updates are those of one."""
+    """Return `train` with each batch shared by the processes. The updates are those of the whole batch."""
     def train_shared(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000, start=0, seed=0,
                      decay=False, generator_batch=None):
         n, rank = dist.get_world_size(), dist.get_rank()

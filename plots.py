@@ -256,15 +256,14 @@ def text_image(text, size, width=10_000):
 
 
 def beside(rows, captions=None, row_labels=None, column_labels=None, title="", gap=12):
-    """Put rows of pictures into one figure. None is a crossed-out place.
+    """Put rows of pictures into one figure. None is a grey place that says "not run".
 
     captions: rows of texts under the pictures. row_labels: at the left, turned. column_labels: above.
     """
     known = [picture for row in rows for picture in row if picture] or [Image.new("RGB", (100, 100))]
     width, height = max(p.width for p in known), max(p.height for p in known)
-    missing = Image.new("RGB", (width, height), "#F4F4F4")
-    for ends in ((0, 0, width, height), (0, height, width, 0)):
-        ImageDraw.Draw(missing).line(ends, PALE)
+    missing = Image.new("RGB", (width, height), GRID)
+    ImageDraw.Draw(missing).text((width / 2, height / 2), "not run", "black", font(13), "mm")
     rows = [[picture or missing for picture in row] for row in rows]
     for row, texts in zip(rows, captions or []):
         for c, text in enumerate(texts):

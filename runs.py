@@ -11,13 +11,13 @@
 """
 import argparse
 import contextlib
+import csv
 import datetime
 import io
 import json
 import math
 import os
 import platform
-import re
 import shlex
 import signal
 import sys
@@ -31,12 +31,6 @@ import torch
 import torch.distributed as dist
 
 import plots
-
-try:
-    import fcntl
-    import resource
-except ImportError:  # Windows: no lock against two runs in one folder, and no peak memory
-    fcntl = resource = None
 
 
 class Mistake(Exception):
@@ -84,12 +78,21 @@ def say(text, end="\n"):
 
 # ---- flags ----
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line, without the usage, what is wrong."""
+
+    def __init__(self, doc=None):
+        super().__init__(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def flags(doc, data, iterations, batch_size, threads=None):
-    """Return the argument parser of every training script. OMP_NUM_THREADS overrides `threads`."""
+    """Return the parser of every training script. OMP_NUM_THREADS overrides `threads`."""
     if os.environ.get("OMP_NUM_THREADS"):
         threads = None
-    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(doc)
     add = parser.add_argument
     add("--data", default=data, metavar="NAME|PATH", help="what to train on (default %(default)s)")
     add("--data-dir", default="data", help="folder for downloads (default data)")
@@ -109,7 +112,7 @@ def number(least, below=1e38, kind=float):
     def parse(text):
         value = kind(text)
         if not least <= value < below:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}, or not below {below:g}")
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least} and below {below:,}")
         return value
     parse.__name__ = {float: "number", int: "whole number"}[kind]  # for argparse's own message
     return parse
@@ -122,18 +125,31 @@ def whole(least, below=2 ** 31):
 
 def device(name):
     """An argparse type: the name of a device that is available. "auto" picks one."""
-    mps = torch.backends.mps.is_available()
-    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
-    if name == "auto":
-        name = next(kind for kind in available if available[kind])
-    if not available.get(name):
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    names = [kind for kind in found if found[kind]]
+    if name not in ["auto", *names]:
         raise argparse.ArgumentTypeError(f"torch finds no {name} device here: leave --device out")
-    return name
+    return {"auto": names[0]}.get(name, name)
+
+
+def default_out(parser, args, name, flags=()):
+    """Return runs/`name`, followed by those of the flags that differ from their defaults, and the seed.
+
+    `name` is a template: {data} becomes the name of the data, {method} the value of --method.
+    """
+    data = Path(args.data).resolve().name.replace("cifar10", "cifar")
+    name = name.format(**vars(args) | {"data": data})
+    for each in flags:
+        if getattr(args, each) != parser.get_default(each):
+            name += f"-{each}-{getattr(args, each)}"
+    if args.seed:
+        name += f"-seed{args.seed}"
+    return f"runs/{name}"
 
 
 def commands(script, settings):
     """Print a shell line for each dict of flags in `settings`, with the user's other flags."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = Parser()
     for name in {"commands"}.union(*settings):
         own.add_argument(flag(name), nargs="?")
     _, others = own.parse_known_args()
@@ -177,8 +193,8 @@ def highest(number):
 
 def part(args, name):
     """Return the flags of one of several runs of a script, in the folder `name` below --out."""
-    out, begun = Path(args.out, name), [path.parent for path in Path(args.out).glob("*/checkpoint.pt")]
-    begun = from_rank_0(begun)
+    out = Path(args.out, name)
+    begun = from_rank_0([path.parent for path in Path(args.out).glob("*/checkpoint.pt")])
     if args.resume and not begun:
         raise Mistake(f"no checkpoint in {args.out}: leave out --resume, or choose another --out", 2)
     resume = args.resume and out in begun  # the other parts start
@@ -194,14 +210,13 @@ def check_out(args, default):
         if path.is_file():
             raise Mistake(f"{path} is a file: choose another --out", 2)
     saved = (out / "checkpoint.pt").is_file()
+    others = [name for name in ("config.json", "log.csv", "curves.png") if (out / name).exists()]
+    if others and not saved:
+        raise Mistake(f"{out} holds {others[0]} and no checkpoint: choose another --out", 2)
     if args.resume and not saved:
         raise Mistake(f"no checkpoint in {out}: leave out --resume, or choose another --out", 2)
     if saved and not args.resume:
         raise Mistake(f"{out} already holds a run: add --resume, or choose another --out", 2)
-    if not args.resume and any((out / name).exists() for name in ("config.json", "log.csv", "curves.png")):
-        read_config(out)  # refuses files that are not of a run
-        if (out / "samples").exists() or (out / "curves.png").exists():
-            raise Mistake(f"{out} holds a run without its checkpoint: choose another --out", 2)
     return out
 
 
@@ -220,73 +235,59 @@ class Run:
         ("gradient penalty", ["penalty"])]
     MAY_CHANGE = {  # on --resume
         "out", "resume", "device", "data_dir", "checkpoint_seconds", "sample_every", "measure_every", "score_every",
-        "score_samples", "final_samples", "inception", "fast", "threads"}
+        "score_samples", "inception", "fast", "threads"}
 
     def __init__(self, args, out, columns=(), charts=(), data=None, decays=False, label=""):
-        self.args, self.out, self.decays, self.label = args, Path(args.out or out), bool(decays), label
+        self.args, self.out, self.label = args, Path(args.out or out), label
         self.columns, self.charts = [*self.COLUMNS, *columns], [*self.CHARTS, *charts]
         self.rows, self.latest, self.interrupted, self.stop = [], {}, 0, 0
-        self.iteration, self.kept = 0, "nothing was trained yet"
+        self.iteration, self.kept = 0, "what was saved is kept"
         if args.device == "cpu" and args.threads:
             torch.set_num_threads(args.threads)
         rank, processes = world()
         self.first = rank == 0
         given, script = json.loads(json.dumps(vars(args), default=str)), Path(sys.argv[0]).resolve()
         git = f"git --git-dir={shlex.quote(f'{script.parent}/.git')} rev-parse HEAD 2>{os.devnull}"
-        config = {
+        self.config = {
             "script": script.name, "flags": given, "data": fingerprint(data), "git": os.popen(git).read().strip(),
             "python": platform.python_version(), "torch": torch.__version__, "hardware": hardware(args.device),
             "threads": torch.get_num_threads(), "processes": processes}
-        self.identity = {"script": script.name}
-        self.identity |= {flag(name): given[name] for name in given if name not in self.MAY_CHANGE}
-        self.identity |= {"columns": self.columns, "data fingerprint": config["data"]}
-        loaded = self.claim(config) if self.first else None
-        self.loaded, of_rank_0 = from_rank_0((loaded, config["data"]))
-        if config["data"] != of_rank_0:
+        self.identity = {flag(name): given[name] for name in given if name not in self.MAY_CHANGE}
+        self.identity |= {"script": script.name, "columns": self.columns, "data fingerprint": self.config["data"]}
+        if not decays:
+            del self.identity["--iterations"]
+        loaded = self.claim() if self.first else None
+        self.loaded, of_rank_0 = from_rank_0((loaded, self.config["data"]))
+        if self.config["data"] != of_rank_0:
             raise Mistake(f"rank {rank} and rank 0 have other data in {args.data}: copy them to all machines")
         torch.manual_seed(args.seed)  # for the initial weights
 
-    def claim(self, config):
-        """Lock the folder and write config.json. Return the checkpoint, or an empty one."""
+    def claim(self):
+        """Lock the folder. Return an empty checkpoint, or with --resume the one of the same run."""
         check_out(self.args, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.out / ".lock", "a")
         try:
-            if fcntl:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Mistake(f"another run writes into {self.out}: choose another --out", 2) from None
-        except OSError as error:
-            say(f"{self.out} cannot be locked ({error.strerror}): start no other run there")
+        except (ImportError, OSError) as error:  # Windows, some network file systems
+            say(f"{self.out} cannot be locked ({error}): start no other run there")
         check_out(self.args, self.out)  # again: another run may have started in between
-        for left in [*self.out.glob(".*.runs.tmp"), *self.out.glob("samples/.*.runs.tmp")]:
-            left.unlink()  # of write(), when its process was killed
-        loaded = {"iteration": 0, "seconds": 0.0, "log": csv_line(self.columns)}
-        if self.args.resume:
-            loaded = self.load()
-        self.write("config.json", json.dumps(config, indent=2) + "\n")
-        return loaded
-
-    def load(self):
-        """Read the checkpoint, and check that this command continues its run."""
-        path = self.out / "checkpoint.pt"
-        try:
-            damage = zipfile.ZipFile(path).testzip()  # torch.load does not check the sums
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-            done, before = loaded["iteration"], loaded["run"]
-        except Exception as error:  # torch.load raises many kinds
-            damage = type(error).__name__
-        if damage:
-            raise Mistake(f"{path} is damaged ({damage}): restore it, or choose another --out")
+        for left in [*self.out.glob(".*.runs.tmp"), *self.out.glob("samples/.*.runs.tmp")]:  # of a killed process
+            left.unlink()
+        if not self.args.resume:
+            return {"iteration": 0, "seconds": 0.0, "log": csv_line(self.columns), "objects": {}}
+        loaded = read_checkpoint(self.out)
         for name, value in self.identity.items():
-            why = ""
-            if name == "--iterations":
-                if value >= done and not self.decays:
-                    continue
-                why = {True: " (the learning rate decays over them)", False: f" ({done} are done)"}[self.decays]
-            if before.get(name, value) != value:
-                raise Mistake(f"{self.out} was started with {name} {before[name]}, not {value}{why}: resume "
-                              f"with the same flags and data, or choose another --out", 2)
+            before = loaded["run"].get(name, value)
+            if before != value:
+                why = {"--iterations": " (the learning rate decays over them)"}.get(name, "")
+                raise Mistake(f"{self.out} was started with {name} {before}, not {value}{why}: resume with the "
+                              f"same flags and data, or choose another --out", 2)
+        if loaded["iteration"] > self.args.iterations:
+            raise Mistake(f"{loaded['iteration']} iterations are done in {self.out}: raise --iterations", 2)
         return loaded
 
     def start(self, **objects):
@@ -294,24 +295,23 @@ class Run:
 
         From now on there is a checkpoint, and Ctrl-C is caught.
         """
-        loaded, self.objects = self.loaded, objects
+        loaded, self.loaded, self.objects = self.loaded, None, objects
         try:
-            for name in objects if "objects" in loaded else ():
-                objects[name].load_state_dict(loaded["objects"][name])
+            for name, state in loaded["objects"].items():
+                objects[name].load_state_dict(state)
         except (KeyError, ValueError, RuntimeError) as error:
             raise Mistake(f"the checkpoint in {self.out} does not fit these networks "
                           f"({type(error).__name__}): choose another --out") from None
         self.first_iteration = self.iteration = loaded["iteration"]
-        self.seconds, self.lines, self.loaded = loaded["seconds"], [loaded["log"]], None
-        self.begun = self.clock = self.saved_at = self.shown_at = self.flushed_at = self.drawn_at = time.monotonic()
+        self.seconds, self.lines = loaded["seconds"], [loaded["log"]]
+        self.begun = self.clock = self.saved_at = self.flushed_at = self.drawn_at = time.monotonic()
+        self.shown_at = self.begun - 25  # the first line after 5 seconds
         if self.args.resume:
-            self.kept = f"the checkpoint of iteration {self.iteration} is kept"
-        if self.first:
-            self.write("log.csv", self.lines[0])  # as it was then, whatever happened to it since
-        if self.first and self.args.resume:
             say(f"resuming {self.out} at iteration {self.iteration}")
-        elif self.first:
+        if self.first:
             self.save()
+            self.write("log.csv", loaded["log"])  # as it was then, whatever happened to it since
+            self.write("config.json", json.dumps(self.config, indent=2) + "\n")
         signal.signal(signal.SIGINT, self.interrupt)
         signal.signal(signal.SIGTERM, self.interrupt)
         return self.iteration
@@ -382,10 +382,10 @@ class Run:
         """Print the progress line, in place on a terminal and on a new line elsewhere."""
         self.shown_at = time.monotonic()
         rate = (self.iteration - self.first_iteration) / max(self.shown_at - self.begun, 1e-9)
-        left = duration((self.args.iterations - self.iteration) / rate)
+        left = datetime.timedelta(seconds=round((self.args.iterations - self.iteration) / rate))
         line = f"{self.label} {self.iteration}/{self.args.iterations}  {rate:.3g}/s  {left} left"
         def late(name):
-            return name != "Wasserstein", not name.endswith("score"), name != "held_out_loss"
+            return not name.endswith("score"), name not in ("Wasserstein", "held_out_loss")
         for name in sorted(self.latest, key=late):
             more = f"  {name.replace('_', ' ')} {float(self.latest[name]):.4g}"
             if len(line + more) < 80:
@@ -404,18 +404,17 @@ class Run:
             if not isinstance(columns, dict):
                 columns = {name: name.replace("_", " ") for name in columns}
             raw = {}
-            for name in [name for name in columns if name in log]:
-                there = np.isfinite(log[name])
-                if log[name][there].any():
-                    raw[columns[name]] = log["iteration"][there], log[name][there]
+            for name, label in columns.items():
+                there = np.isfinite(log.get(name, []))
+                if there.any() and log[name][there].any():
+                    raw[label] = log["iteration"][there], log[name][there]
             smoothed = {label: (x, plots.smooth(y, len(y) // 50)) for label, (x, y) in raw.items()}
             pale = {label: (x, y) for label, (x, y) in raw.items() if len(y) >= 100}
             if raw:
                 x_range = 0, self.iteration
                 pictures.append(plots.line_chart(smoothed, title, "iteration", pale=pale, x_range=x_range))
         if pictures:
-            rows = [pictures[i:i + 2] for i in range(0, len(pictures), 2)]
-            self.write("curves.png", plots.beside(rows))
+            self.write("curves.png", plots.beside([pictures[i:i + 2] for i in range(0, len(pictures), 2)]))
         self.drawn_at = time.monotonic()
 
     # ---- checkpoints and pictures ----
@@ -428,9 +427,11 @@ class Run:
                 self.save()
                 if stop or now - self.drawn_at > 600:
                     self.draw_curves()
-                if stop:
-                    say(f"saved iteration {step.iteration} for --resume: {self.newest()}")
         if stop:
+            if self.first:
+                path = self.newest()
+                kind = path.parent.name if path.parent != self.out else path.stem
+                say(f"saved iteration {step.iteration} (--resume goes on); {kind}: {path}")
             sys.exit(128 + stop)
 
     def save(self):
@@ -466,8 +467,7 @@ class Run:
 
     def newest(self):
         """Return the path of the newest samples, or of the curves."""
-        samples = [path for path in self.out.glob("samples/*") if path.stem.isdecimal()]
-        return max(samples, key=lambda path: int(path.stem), default=self.out / "curves.png")
+        return max(self.out.glob("samples/[0-9]*"), default=self.out / "curves.png")
 
     def finish(self, open=None):
         """Draw curves.png. The last line printed names `open`, by default the newest samples."""
@@ -484,9 +484,9 @@ class Run:
 def write(path, content, append=False):
     """Write text, bytes or a PIL image atomically. append: add text at the end instead.
 
-    Retry for four seconds if another program has the file open (Windows).
+    A file that another program has open (Windows) is tried again for four seconds.
     """
-    path, buffer, advice = Path(path), io.BytesIO(), "make room there, or choose another --out"
+    path, buffer = Path(path), io.BytesIO()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.runs.tmp")
     if hasattr(content, "save"):
         content.save(buffer, "png")
@@ -503,6 +503,7 @@ def write(path, content, append=False):
                 os.fsync(file.fileno())
             return os.replace(temporary, path)
         except OSError as error:
+            advice = "make room there, or choose another --out"
             if isinstance(error, PermissionError):
                 advice = "close it in the program that has it open, or choose another --out"
             if not isinstance(error, PermissionError) or not more_tries:
@@ -519,8 +520,10 @@ def save_picture(picture, path):
 
 def csv_line(values):
     """Return a line of CSV, floats and tensors with six digits."""
-    numbers = (float, torch.Tensor)
-    return ",".join(f"{float(v):.6g}" if isinstance(v, numbers) else str(v) for v in values) + "\n"
+    line, numbers = io.StringIO(), (float, torch.Tensor)
+    cells = [f"{float(v):.6g}" if isinstance(v, numbers) else v for v in values]
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
 
 
 def write_csv(path, header, rows):
@@ -528,15 +531,19 @@ def write_csv(path, header, rows):
     write(path, "".join(map(csv_line, [header, *rows])))
 
 
-def read_log(folder):
-    """Return log.csv in `folder` as {column: float array}, NaN where nothing was measured."""
+def read_log(folder, *needed):
+    """Return log.csv in `folder` as {column: float array}, NaN where nothing was measured.
+
+    Raises Mistake if it is damaged or lacks one of the columns `needed`.
+    """
     path = Path(folder) / "log.csv"
     try:
         complete = path.read_text("utf-8-sig").rpartition("\n")[0]  # the last line may be in the making
-        header, *rows = [line.split(",") for line in complete.splitlines()]
-        values = [[float(cell or "nan") for cell in row] for row in rows]
-        return dict(zip(header, np.array(values).reshape(-1, len(header)).T))
-    except (FileNotFoundError, ValueError):
+        header, *rows = csv.reader(complete.splitlines())
+        values = np.array([[float(cell or "nan") for cell in row] for row in rows]).reshape(-1, len(header))
+        log = dict(zip(header, values.T))
+        return log | {name: log[name] for name in needed}
+    except (FileNotFoundError, ValueError, KeyError, csv.Error):
         raise Mistake(f"{path} is missing or damaged: resuming its run (--resume) restores it") from None
 
 
@@ -551,6 +558,20 @@ def read_config(folder):
                       f"another folder") from None
 
 
+def read_checkpoint(folder):
+    """Return checkpoint.pt in `folder` as a dict, on the CPU. Raises Mistake if a bit of it is wrong."""
+    path = Path(folder) / "checkpoint.pt"
+    try:
+        damage = zipfile.ZipFile(path).testzip()  # torch.load does not check the sums
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = {name: loaded[name] for name in ("iteration", "seconds", "run", "objects", "log")}
+    except Exception as error:  # torch.load raises many kinds
+        damage = type(error).__name__
+    if damage:
+        raise Mistake(f"{path} is missing or damaged ({damage}): restore it, or choose another folder")
+    return loaded
+
+
 # ---- small things ----
 
 def fingerprint(data):
@@ -561,23 +582,18 @@ def fingerprint(data):
     return f"{zlib.crc32(some, zlib.crc32(str(tuple(data.shape)).encode())):08x}"
 
 
-def duration(seconds):
-    """Return seconds as h:mm:ss."""
-    return str(datetime.timedelta(seconds=round(seconds)))
-
-
-def peak_memory(device):
-    """Return the most bytes used so far: on a GPU by tensors, elsewhere by the process (None on Windows)."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = {"darwin": 1}.get(sys.platform, 1024)
-    return resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def hardware(device):
     """Return the name of the GPU or the CPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    with contextlib.suppress(OSError):
-        return re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1] or platform.machine()
+    with contextlib.suppress(OSError, IndexError):  # Linux
+        return Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].split("\n")[0]
     return platform.processor() or platform.machine()
+
+
+def peak_memory(device):
+    """Return the most bytes used so far: on a GPU by tensors, elsewhere by the process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * {"darwin": 1}.get(sys.platform, 1024)

@@ -1,19 +1,19 @@
 """Sample from the generator of a run of any training script, finished or still running.
 
     python sample.py runs/cifar-wgan-gp                   a grid of 100 images, sample.png there
+    python sample.py runs/cifar-wgan-gp --seed 1          other images, sample-seed1.png
     python sample.py runs/cifar-wgan-gp --interpolate     each row walks from one latent to another
     python sample.py runs/cifar-resnet-conditional --class 3
     python sample.py runs/cifar-wgan-gp -n 50000 --npy samples.npy; python inception.py samples.npy
 
 An array of images is N x channels x height x width bytes, one of points N x 2 floats. The language
 model gives lines of text, in sample.txt. Samples are made in batches of 100, because batch norm uses
-the statistics of the batch. The same --seed gives the same samples.
+the statistics of the batch. The same flags give the same samples.
 """
 import argparse
 import importlib
 import io
 import math
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,11 @@ BATCH = 100
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runs.Parser(__doc__)
     add = parser.add_argument
-    add("run", metavar="RUN", help="the folder of a run")
+    add("run", metavar="RUN", type=Path, help="the folder of a run")
     add("-n", type=runs.whole(1), default=100, metavar="N", help="number of samples (default 100)")
-    add("--out", metavar="FILE", help="default: sample.png or sample.txt in RUN")
+    add("--out", metavar="FILE", help="default: in RUN, named after the flags, such as sample-seed1.png")
     add("--npy", metavar="FILE", help="write an array, and a picture only with --out")
     add("--interpolate", action="store_true", help="each row of ten walks between latents")
     add("--class", type=runs.whole(0, 10), dest="label", metavar="K", help="0 to 9, if conditional")
@@ -42,26 +41,21 @@ def parse():
 
 def load(folder, device):
     """Return the generator of the run in `folder`, its latents and the conversion of its output."""
+    if not folder.is_dir():
+        known = [str(path.parent) for path in sorted(Path("runs").glob("**/config.json"))]
+        raise runs.Mistake(f"there is no folder {folder}; runs here: {', '.join(known[:20]) or 'none'}")
     parts = [path.parent for path in folder.glob("*/config.json")]
     if parts and not (folder / "config.json").exists():
         raise runs.Mistake(f"{folder} holds {len(parts)} runs: name one of them, such as {min(parts)}")
-    config, checkpoint = runs.read_config(folder), folder / "checkpoint.pt"
-    script, here = config["script"], Path(__file__).resolve().parent
+    config, here = runs.read_config(folder), Path(__file__).resolve().parent
+    script = config["script"]
     if script not in [path.name for path in here.glob("train_*.py")]:
         raise runs.Mistake(f"{folder} is a run of {script}, which is none of the scripts in {here}")
-    if not checkpoint.exists():
-        raise runs.Mistake(f"{folder} has no checkpoint: wait for its first, or name another run")
-    try:
-        damage = zipfile.ZipFile(checkpoint).testzip()  # torch.load does not check the sums
-        objects = torch.load(checkpoint, map_location=device, weights_only=True)["objects"]
-    except Exception as error:  # torch.load raises many kinds
-        damage = type(error).__name__
-    if damage:
-        raise runs.Mistake(f"{checkpoint} is damaged ({damage}): restore it, or name another run")
+    checkpoint = runs.read_checkpoint(folder)
     args = argparse.Namespace(**{**config["flags"], "out": str(folder), "device": device})
     try:
         G, latents, convert = importlib.import_module(script.removesuffix(".py")).generator(args)
-        G.load_state_dict(objects["G"])
+        G.load_state_dict(checkpoint["objects"]["G"])
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise runs.Mistake(f"{folder} does not fit this {script} ({type(error).__name__}): sample it "
                            f"with the version that trained it") from None
@@ -94,9 +88,18 @@ def draw(G, latents, convert, args):
     return torch.cat(samples).cpu()[:args.n]
 
 
+def default_name(args, ending):
+    """Return a name for the samples, after the flags, so that others are not replaced."""
+    name = "interpolate" if args.interpolate else "sample"
+    for flag, value, default in [("class", args.label, None), ("seed", args.seed, 0), ("n", args.n, 100)]:
+        if value != default:
+            name += f"-{flag}{value}"
+    return f"{name}.{ending}"
+
+
 def main():
     args = parse()
-    G, latents, convert = load(Path(args.run), args.device)
+    G, latents, convert = load(args.run, args.device)
     samples = draw(G, latents, convert, args)
     text = isinstance(samples, list)
     if args.npy:
@@ -105,13 +108,13 @@ def main():
         array = io.BytesIO()
         np.save(array, samples.numpy())
         runs.write(args.npy, array.getbuffer())
-    path = args.out or args.npy or Path(args.run, "sample.txt" if text else "sample.png")
+    path = args.out or args.npy or args.run / default_name(args, "txt" if text else "png")
     if text:
         runs.write(path, "\n".join(samples) + "\n")
     elif args.out or not args.npy:
         pictures = convert(samples) if samples.dim() == 2 else samples
         runs.save_picture(plots.image_grid(pictures, min(len(pictures), 10)), path)
-    print(f"wrote {len(samples)} samples: {path}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

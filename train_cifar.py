@@ -25,9 +25,8 @@ import wgan_gp
 
 FIGURE_3 = {"wgan": "weight clipping", "wgan-gp-rmsprop": "gradient penalty (RMSProp)",
             "wgan-gp": "gradient penalty (Adam)", "dcgan": "DCGAN"}
-COLUMNS = ["held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation",
-           "samples_scored", "final_score", "final_deviation", "final_samples"]
-CHARTS = [("Inception score", ["inception_score", "final_score"])]
+COLUMNS = ["held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation"]
+CHARTS = [("Inception score", ["inception_score"])]
 
 
 def parse():
@@ -45,28 +44,18 @@ def parse():
         help="iterations between Inception scores (default 1000, authors' code; 0: never)")
     add("--score-samples", type=runs.whole(10), default=1_000, metavar="N",
         help="samples per score (default 1000, authors' code)")
-    add("--final-samples", type=runs.whole(10), default=50_000, metavar="N",
-        help="samples of one more score at the end (default 50000, authors' code for Table 3)")
     add("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
     add("--figure", action="store_true", help="draw Figure 3 from the runs in --out (default runs)")
     args = fast.parse(parser)
     if args.beta1 is not None and wgan_gp.METHODS[args.method].optimizer != "adam":
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp: leave it out")
-
-    # the default --out: runs/cifar-wgan-gp and every flag that differs from its default
-    name = Path(args.data).resolve().name.replace("cifar10", "cifar") + f"-{args.method}"
-    for flag in ("dim", "norm", "beta1"):
-        if getattr(args, flag) != parser.get_default(flag):
-            name += f"-{flag}-{getattr(args, flag)}"
-    if args.seed:
-        name += f"-seed{args.seed}"
     if not args.figure:
-        args.out = args.out or f"runs/{name}"
+        args.out = args.out or runs.default_out(parser, args, "{data}-{method}", ["dim", "norm", "beta1"])
     return args
 
 
 def generator(args):
-    """Return the generator, its latents and the conversion of its output to bytes. sample.py calls it."""
+    """Return the generator, its latents and what turns its output into bytes. sample.py calls it."""
     G = models.cifar_generator(args.dim).to(args.device)
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
     return G, latents, data.to_bytes
@@ -81,7 +70,8 @@ def main():
     out = runs.check_out(args, args.out)
     images, _ = data.images(args.data, args.data_dir, size=32, leave_out=out)
     held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, leave_out=out)
-    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
+    how = args.batch_size, data.from_bytes, args.device
+    batches = data.batches(images, *how)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
     run = runs.Run(args, out, COLUMNS, CHARTS, images)
 
@@ -90,6 +80,8 @@ def main():
     if args.beta1 is not None:
         method = method._replace(beta1=args.beta1)
     norm = args.norm or ("none" if method.lam else "batch")
+    if method.lam and norm == "batch":
+        runs.say("train_cifar.py: warning: a gradient penalty needs a critic without batch norm (Section 4)")
     G, latents, to_bytes = generator(args)
     D = models.cifar_critic(args.dim, None if norm == "none" else norm).to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
@@ -104,22 +96,18 @@ def main():
         # now and then: the critic loss on held-out images, and samples, always of the same latents
         if run.every(args.sample_every, step):
             with run.clock_stopped():
-                x = data.in_order(held_out, args.batch_size, data.from_bytes, args.device)
-                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, x, latents, method)
+                in_order = data.in_order(held_out, *how)
+                loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, in_order, latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
                 samples = wgan_gp.sample(G, lambda m: (fixed_z,), 100, convert=to_bytes)
                 run.save_images(step, samples, columns=10)
 
-        # less often: the Inception score, and at the end that of many samples, which is higher
+        # less often: the Inception score
         if net and run.every(args.score_every, step, when_stopped=False):
             with run.clock_stopped():
                 samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)
                 score, deviation = inception.inception_score(samples, net)
-                measured.update(inception_score=score, inception_deviation=deviation, samples_scored=len(samples))
-                if step.iteration == args.iterations:
-                    samples = wgan_gp.sample(G, latents, args.final_samples, convert=to_bytes)
-                    score, deviation = inception.inception_score(samples, net)
-                    measured.update(final_score=score, final_deviation=deviation, final_samples=len(samples))
+                measured.update(inception_score=score, inception_deviation=deviation)
 
         run.log(step, **measured)
         run.checkpoint(step)
@@ -129,23 +117,21 @@ def main():
 # ---- Figure 3 ----
 
 def draw_figure(folder):
-    """Draw Figure 3, and below it the Wasserstein estimates, from the runs cifar-METHOD and cifar-METHOD-seedN.
-
-    Of several seeds: the mean, and a band from the lowest to the highest.
-    """
+    """Draw Figure 3, and the Wasserstein estimates, from the runs cifar-METHOD and cifar-METHOD-seedN."""
     logs = {}
     for method, label in FIGURE_3.items():
         found = [*folder.glob(f"cifar-{method}/log.csv"), *folder.glob(f"cifar-{method}-seed*/log.csv")]
-        if found:
-            some = [runs.read_log(path.parent) for path in found]
-            longest = max(len(log["iteration"]) for log in some)
-            logs[label] = [log for log in some if 2 * len(log["iteration"]) >= longest]  # not those just begun
-    for log in sum(logs.values(), []):
-        log["wasserstein"] = plots.smooth(log["wasserstein"], len(log["wasserstein"]) // 100)
+        seeds = [runs.read_log(path.parent, "wasserstein", "inception_score") for path in found]
+        longest = max([len(log["wasserstein"]) for log in seeds], default=0)
+        for log in seeds:
+            n = len(log["wasserstein"])
+            log["wasserstein"] = plots.smooth(log["wasserstein"], n // 100)
+            if 2 * n >= longest > 0:  # not those just begun
+                logs.setdefault(label, []).append(log)
 
     charts, colours = [], dict(zip(FIGURE_3.values(), plots.COLOURS))
-    for column, title, log_y in [("inception_score", "Inception score", False),
-                                 ("wasserstein", "mean D(x) - mean D(G(z)), smoothed", True)]:
+    for column, title in {"inception_score": "Inception score",
+                          "wasserstein": "mean D(x) - mean D(G(z)), smoothed"}.items():
         row = []
         for x, unit, x_label in [("iteration", 1, "generator iterations"), ("seconds", 3600, "hours of training")]:
             lines, band = {}, {}
@@ -154,19 +140,20 @@ def draw_figure(folder):
                 if len(xs):
                     lines[label] = xs / unit, ys.mean(axis=0)
                     band[label] = xs / unit, ys.min(axis=0), ys.max(axis=0)
+            log_y = column == "wasserstein"
             row.append(plots.line_chart(lines, title, x_label, log_y=log_y, band=band, colours=colours))
         if lines:
             charts.append(row)
     if not charts:
         raise runs.Mistake(f"no run in {folder} is called cifar-METHOD and has a log: train some, or set --out")
     runs.save_picture(plots.beside(charts), folder / "figure3.png")
-    print(f"drew {sum(map(len, logs.values()))} runs of {len(logs)} methods: {folder / 'figure3.png'}")
+    print(f"runs drawn: {sum(map(len, logs.values()))}; figure: {folder / 'figure3.png'}")
 
 
 def over_seeds(logs, x, y):
     """Return the mean of column x over several runs, and column y of each, where all have measured y."""
     n = min(len(log[y]) for log in logs)  # a log has a row for each iteration
-    xs, ys = np.array([log[x][:n] for log in logs]), np.array([log[y][:n] for log in logs])
+    xs, ys = (np.array([log[name][:n] for log in logs]) for name in (x, y))
     rows = np.flatnonzero(np.isfinite(ys).all(axis=0))
     rows = rows[::max(len(rows) // 500, 1)]  # enough for a picture
     return xs.mean(axis=0)[rows], ys[:, rows]

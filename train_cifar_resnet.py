@@ -3,7 +3,6 @@
     python train_cifar_resnet.py                  unsupervised: the paper scores 7.86 +- .07
     python train_cifar_resnet.py --conditional    with labels, AC-GAN: 8.42 +- .10
     python train_cifar_resnet.py --table          Table 3 from the runs in runs/, of one seed or several
-    python train_cifar_resnet.py --summary        Appendix F's two tables, from the networks themselves
     python train_cifar_resnet.py --data shapes    no download: drawings, with labels too
 
 100,000 iterations of Adam 2e-4 (0, 0.9), decayed linearly to 0. The critic takes 5 steps on 64 images
@@ -25,8 +24,8 @@ import models
 import runs
 import wgan_gp
 
-COLUMNS = ["held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated",
-           "inception_score", "inception_deviation", "samples_scored"]
+SCORE = ["inception_score", "inception_deviation", "samples_scored"]
+COLUMNS = ["held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated", *SCORE]
 CHARTS = [("classification accuracy", ["accuracy_real", "accuracy_generated"]),
           ("Inception score", ["inception_score"])]
 
@@ -48,25 +47,15 @@ def parse():
         help="samples per score (default 50000, authors' code)")
     add("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
     add("--table", action="store_true", help="print Table 3 from the runs in --out (default runs)")
-    add("--summary", action="store_true", help="print Appendix F's tables of the networks")
     args = fast.parse(parser)
-
-    # the default --out: runs/cifar-resnet and every flag that differs from its default
-    name = Path(args.data).resolve().name.replace("cifar10", "cifar") + "-resnet"
-    if args.conditional:
-        name += "-conditional"
-    for flag in ("generator_batch", "dim", "lr", "beta1"):
-        if getattr(args, flag) != parser.get_default(flag):
-            name += f"-{flag}-{getattr(args, flag)}"
-    if args.seed:
-        name += f"-seed{args.seed}"
     if not args.table:
-        args.out = args.out or f"runs/{name}"
+        name = "{data}-resnet-conditional" if args.conditional else "{data}-resnet"
+        args.out = args.out or runs.default_out(parser, args, name, ["generator_batch", "dim", "lr", "beta1"])
     return args
 
 
 def generator(args):
-    """Return the generator, its latents and the conversion of its output to bytes. sample.py calls it."""
+    """Return the generator, its latents and what turns its output into bytes. sample.py calls it."""
     G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
 
     def latents(m):
@@ -101,8 +90,6 @@ def in_halves(G):
 
 def main():
     args = parse()
-    if args.summary:
-        return print_summary(args)
     if args.table:
         return print_table(Path(args.out or "runs"))
     if args.conditional and args.data not in ("cifar10", "shapes"):
@@ -163,25 +150,28 @@ def main():
 def accuracies(G, D, real, latents):
     """Return the shares of real images (x, y) and of generated ones that D puts into their class."""
     (x, y), (z, y_tilde) = real, latents
-    right, right_tilde = D.classify(x).argmax(1) == y, D.classify(G(z, y_tilde)).argmax(1) == y_tilde
-    return {"accuracy_real": right.float().mean().item(), "accuracy_generated": right_tilde.float().mean().item()}
+    right = D.classify(x).argmax(1) == y
+    right_tilde = D.classify(G(z, y_tilde)).argmax(1) == y_tilde
+    return {"accuracy_real": right.float().mean().item(),
+            "accuracy_generated": right_tilde.float().mean().item()}
 
 
 # ---- Table 3 ----
 
 def print_table(folder):
-    """Print Table 3 from the runs cifar-resnet and cifar-resnet-conditional, and those with -seedN."""
+    """Print Table 3 from the runs cifar-resnet[-conditional], and those with -seedN."""
     row = "{:<14}{:>5}{:>12}{:>9}   {:<15}{:<15}{}".format
     print(row("", "seeds", "iterations", "samples", "last score", "best score", "paper"))
+    used = set()
     for method, name, paper in [("unsupervised", "cifar-resnet", "7.86 +- .07"),
                                 ("conditional", "cifar-resnet-conditional", "8.42 +- .10")]:
         last, best = [], []
         for path in [*folder.glob(f"{name}/log.csv"), *folder.glob(f"{name}-seed*/log.csv")]:
-            log = runs.read_log(path.parent)
-            columns = ["inception_score", "inception_deviation", "samples_scored", "iteration"]
-            scores = np.stack([log[column] for column in columns], axis=1)
+            log = runs.read_log(path.parent, *SCORE)
+            scores = np.stack([log[column] for column in [*SCORE, "iteration"]], axis=1)
             scores = scores[np.isfinite(scores[:, 0])]
             if len(scores):
+                used.add(path.parent)
                 last.append(scores[-1])
                 best.append(scores[scores[:, 0].argmax()])
         if last:
@@ -190,6 +180,10 @@ def print_table(folder):
         else:
             print(row(method, 0, "-", "-", "-", "-", paper))
     print(f"from the logs in {folder}. +- is over seeds, or of one seed over 10 parts of its samples.")
+    mine = [path.parent for path in folder.glob("*/config.json") if b"train_cifar_resnet.py" in path.read_bytes()]
+    others = sorted(run.name for run in mine if run not in used)
+    if others:
+        print(f"left out, as they have no score yet or another name: {', '.join(others)}")
 
 
 def over_seeds(scores):
@@ -198,29 +192,6 @@ def over_seeds(scores):
     if len(scores) > 1:
         mean, deviation = np.mean(scores, axis=0)[0], np.std(scores, axis=0, ddof=1)[0]
     return f"{mean:.2f} +- {deviation:.2f}"
-
-
-# ---- Appendix F's tables ----
-
-def print_summary(args):
-    """Print the parts of both networks: kernel sizes, output shape, number of weights."""
-    G, latents, _ = generator(args)
-    D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)
-
-    def show(part, _, output):
-        kernels = [f"{m.kernel_size[0]}x{m.kernel_size[1]}" for m in part.modules() if hasattr(m, "kernel_size")]
-        shape = " x ".join(map(str, output.shape[1:]))
-        weights = sum(w.numel() for w in part.parameters())
-        print(f"{type(part).__name__:<24}{', '.join(kernels[:3]):<17}{shape:<17}{weights:>9,}")
-
-    heads = [D.score, D.label] if args.conditional else [D.score]
-    for part in [G.linear, *G.blocks, G.norm, G.conv, *D.blocks, *heads]:
-        part.register_forward_hook(show)
-    features = D.features(G(*latents(2)))
-    for head in heads:
-        head(features)
-    for network in (G, D):
-        print(f"{type(network).__name__:<58}{sum(w.numel() for w in network.parameters()):>9,}")
 
 
 if __name__ == "__main__":

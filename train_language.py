@@ -5,13 +5,13 @@
     python train_language.py --dim 48 --batch-size 32 --n-critic 5 --max-lines 100000      for a CPU
     python train_language.py --method dcgan      the standard GAN objective
 
-The Billion Word folder or archive (1.7 GB) is looked for in data/ and downloaded if neither is there. Sentences are
-cut or padded to 32 characters. The critic sees one-hot characters or the generator's softmax, whose argmax decodes a
-sample. samples/NNNNNN.txt has 640 samples. log.csv has their Jensen-Shannon divergence from the data, in bits, for
-n-grams of 1 to 4 characters (js1 to js4), and that of 640 real lines from the others: as low as it can go (js1_floor).
+The Billion Word folder or archive (1.7 GB) is looked for in data/ and downloaded if neither is there.
+Sentences are cut or padded to 32 characters. The critic sees one-hot characters or the generator's softmax.
+samples/NNNNNN.txt has 640 samples. log.csv has their Jensen-Shannon divergence from the data, in bits, for
+n-grams of 1 to 4 characters (js1 to js4), and that of 640 real lines, the lowest to expect (js1_floor).
 
-Expect words with frequent spelling errors after 200,000 iterations (Table 4), and nothing comparable from the standard
-GAN. Results of 10,000 iterations at width 48: results/language.
+Expect words with frequent spelling errors after 200,000 iterations (Table 4), and nothing comparable from
+the standard GAN. Results of 10,000 iterations at width 48: results/language.
 """
 import json
 from pathlib import Path
@@ -44,14 +44,9 @@ def parse():
     method = wgan_gp.METHODS[args.method]
     if args.beta1 is not None and method.optimizer != "adam":
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp")
-    if args.n_critic is None:
-        args.n_critic = 10 if method.n_critic > 1 else 1
-    elif method.n_critic == 1 < args.n_critic:
-        parser.error(f"--n-critic {args.n_critic}: {args.method} has one step")
-    text = "" if args.data == "billion-word" else f"-{Path(args.data).resolve().name}"
-    if args.seed:
-        text += f"-seed{args.seed}"
-    args.out = args.out or f"runs/language{text}-{args.method}"
+    args.n_critic = args.n_critic or {5: 10, 1: 1}[method.n_critic]
+    name = "language-{method}" if args.data == "billion-word" else "language-{data}-{method}"
+    args.out = args.out or runs.default_out(parser, args, name)
     return args
 
 

@@ -37,31 +37,26 @@ def parse():
     add("--architecture", choices=models.LSUN, default="dcgan", help="Figure 2's, or Figure 4's resnet")
     add("--method", choices=COLUMNS, default="wgan-gp", help="a column of Figure 2 (default wgan-gp)")
     add("--size", type=int, choices=[64, 128], default=64, help="pixels a side (default 64)")
-    add("--dim", type=int, choices=[4, 8, 16, 32, 64, 128], default=64, help="width (default 64, authors' code)")
+    add("--dim", type=int, choices=[4, 8, 16, 32, 64, 128], default=64, help="width (authors' code: 64)")
     add("--beta1", type=runs.number(0, 1), default=0.5,
         help="Adam's (default 0.5, Appendix E; the authors' code has 0 for WGAN-GP)")
     add("--sample-every", type=runs.whole(1), default=1_000, metavar="N",
         help="iterations between sample grids and held-out losses (default 1000)")
     add("--commands", action="store_true", help="print the 28 commands, with the other flags")
-    add("--grid", action="store_true", help="draw Figures 2 and 5(a) from the runs in --out (default runs)")
+    add("--grid", action="store_true", help="draw Figures 2 and 5(a) from the runs in --out (runs)")
     args = fast.parse(parser)
     if args.size == 128 and args.architecture != "resnet":
         parser.error(f"--size 128: {args.architecture} is 64 x 64: choose --architecture resnet")
     if args.beta1 != 0.5 and args.method not in ADAM and not args.commands:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp: leave it out")
-
-    # runs/lsun-dcgan-wgan-gp, or that with more of what was chosen
-    name = f"{Path(args.data).resolve().name}-{args.architecture}-{args.method}"
-    for flag in ("size", "dim", "beta1", "seed"):
-        if getattr(args, flag) != parser.get_default(flag):
-            name += f"-{flag}-{getattr(args, flag)}"
     if not (args.commands or args.grid):
-        args.out = args.out or f"runs/{name}"
+        name = "{data}-{architecture}-{method}"
+        args.out = args.out or runs.default_out(parser, args, name, ["size", "dim", "beta1"])
     return args
 
 
 def generator(args):
-    """Return the generator, its latents and the conversion of its output to bytes, for sample.py too."""
+    """Return the generator, its latents and what turns its output into bytes. sample.py calls it."""
     size = {"size": 128} if args.size == 128 else {}
     G = models.LSUN[args.architecture][0](args.dim, **size).to(args.device)
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
@@ -86,7 +81,8 @@ def main():
                            "or set --data")
     images, _ = data.images(args.data, args.data_dir, args.size, leave_out=out)
     held_out, _ = data.images(args.data, args.data_dir, args.size, train=False, leave_out=out)
-    batches = data.batches(images, args.batch_size, data.from_bytes, args.device)
+    how = args.batch_size, data.from_bytes, args.device
+    batches = data.batches(images, *how)
     run = runs.Run(args, out, columns=["held_out_loss", "held_out_wasserstein"],
                    charts=[("generator loss", ["generator_loss"])], data=images)
 
@@ -96,7 +92,8 @@ def main():
         method = method._replace(beta1=args.beta1)
     G, latents, to_bytes = generator(args)
     size = {"size": 128} if args.size == 128 else {}
-    D = models.LSUN[args.architecture][1](args.dim, "layer" if method.lam else "batch", **size).to(args.device)
+    norm = "layer" if method.lam else "batch"
+    D = models.LSUN[args.architecture][1](args.dim, norm, **size).to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
     fixed_z, = latents(64)
 
@@ -108,7 +105,7 @@ def main():
         # now and then: measure on held-out images, draw samples
         if run.every(args.sample_every, step):
             with run.clock_stopped():
-                some = data.in_order(held_out[:1_000], args.batch_size, data.from_bytes, args.device)
+                some = data.in_order(held_out[:1_000], *how)
                 loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, some, latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
                 with torch.no_grad():
@@ -122,7 +119,7 @@ def main():
 
 def negative_critic_loss(run, size=(560, 360)):
     """Draw Figure 5(a) of one run: the negative critic loss, raw and smoothed."""
-    log = runs.read_log(run)
+    log = runs.read_log(run, "iteration", "critic_loss")
     x, y = log["iteration"], -log["critic_loss"]
     return plots.line_chart({"": (x, plots.smooth(y, len(y) // 50))}, "", "generator iterations",
                             "negative critic loss", size=size, pale={"": (x, y)})
@@ -133,27 +130,28 @@ def draw_grid(folder):
     samples, captions, curves, kinds = {}, {}, {}, set()
     for path in sorted(folder.glob("*/config.json")):
         run, config = path.parent, runs.read_config(path.parent)
-        cell = config["flags"].get("architecture"), config["flags"].get("method")
-        if config["script"] != "train_lsun.py" or cell[0] not in ROWS:
+        flags = config["flags"]
+        if config["script"] != "train_lsun.py" or flags["architecture"] not in ROWS:
             continue
+        cell = flags["architecture"], flags["method"]
         if cell in curves:
-            raise runs.Mistake(f"{run} is a second {cell[0]} by {cell[1]}: move one of the two away")
-        try:
-            kinds.add("{data}, width {dim}, batch {batch_size}".format(**config["flags"]))
-            path = run / "log.csv"
-            curves[cell] = negative_critic_loss(run, size=(262, 180))
-            for path in sorted(run.glob("samples/[0-9]*.png"))[-1:]:  # the newest, if there is one
+            raise runs.Mistake(f"{run} is a second {' by '.join(cell)}: move one of the two away")
+        kinds.add(f"{Path(flags['data']).name}, width {flags['dim']}, batch {flags['batch_size']}")
+        curves[cell] = negative_critic_loss(run, size=(262, 180))
+        for path in sorted(run.glob("samples/[0-9]*.png"))[-1:]:  # the newest, if there is one
+            try:
                 samples[cell] = Image.open(path).crop((0, 0, 4 * 66 - 2, 2 * 66 - 2))  # 8 of 64
-                captions[cell] = f"iteration {int(path.stem):,}"
-        except (OSError, SyntaxError, ValueError, KeyError) as error:
-            raise runs.Mistake(f"{path} is damaged ({error}): move {run} away") from None
+            except (OSError, SyntaxError, ValueError) as error:
+                raise runs.Mistake(f"{path} is damaged ({error}): move {run} away") from None
+            captions[cell] = f"iteration {int(path.stem):,}"
     if not curves:
         raise runs.Mistake(f"no run of Figure 2 in {folder}: train those of --commands, or set --out")
 
     table = lambda cells: [[cells.get((row, column)) for column in COLUMNS] for row in ROWS]
-    labels = dict(row_labels=ROWS.values(), column_labels=COLUMNS.values(), title="; ".join(sorted(kinds)))
-    runs.save_picture(plots.beside(table(curves), **labels), folder / "figure5a.png")
-    runs.save_picture(plots.beside(table(samples), table(captions), **labels), folder / "figure2.png")
+    labels = ROWS.values(), COLUMNS.values(), "; ".join(sorted(kinds))
+    figure_2 = plots.beside(table(samples), table(captions), *labels)
+    runs.save_picture(figure_2, folder / "figure2.png")
+    runs.save_picture(plots.beside(table(curves), None, *labels), folder / "figure5a.png")
     print(f"drew {len(curves)} of 28 runs: {folder}/figure5a.png, {folder}/figure2.png")
 
 

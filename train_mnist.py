@@ -4,14 +4,12 @@
     python train_mnist.py --method wgan        one of the two alone
     python train_mnist.py --subset 0 --dim 16 --lr 1e-3 --beta1 0.5 --iterations 3000      digits in minutes
 
-MNIST (11 MB) is downloaded to data/ if it is not there. The figure shows the negative critic loss on training and on
-validation images, which part as the critic overfits. In the paper the training curve rises under the penalty while
-the validation curve falls. Here, at width 16, the training curve stays level: results/mnist. The slopes, with their
-errors, are printed at the end. The digits: results/mnist-gan.
+MNIST (11 MB) is downloaded to data/ if it is not there. The figure shows the negative critic loss on
+training and on validation images, which part as the critic overfits, in the paper and in results/mnist.
+The slopes, with their errors, are printed at the end. The digits: results/mnist-gan.
 
-Both losses contain the penalty and are measured against the same fresh samples, on at most 1,000 training images and
-1,000 test images. The paper says "large unregularized WGANs" and no more. The width, and the batch norm that both
-networks have under clipping only, are those of the authors' code.
+Both losses contain the penalty. Each is measured on at most 1,000 images, against the same fresh samples.
+The width, and the batch norm that both networks have under clipping only, are those of the authors' code.
 """
 from pathlib import Path
 
@@ -50,28 +48,28 @@ def parse():
     if not args.subset:
         args.method, args.iterations = args.method or "wgan-gp", args.iterations or 200_000  # authors' code
     args.iterations = args.iterations or 20_000
-    subset = {0: "-all", 1_000: ""}.get(args.subset, f"-{args.subset}")
-    if args.seed:
-        subset += f"-seed{args.seed}"
-    args.out = args.out or "-".join(filter(None, [f"runs/mnist{subset}", args.method]))
+    name = {0: "mnist-all", 1_000: "mnist"}.get(args.subset, "mnist-{subset}")
+    if args.method:
+        name += "-{method}"
+    args.out = args.out or runs.default_out(parser, args, name)
     return args
 
 
 def main():
     args = parse()
     if args.method:
-        finished = [train_one(args, args.method)]
+        finished = {args.method: train_one(args, args.method)}
     else:
-        finished = [train_one(runs.part(args, method), method) for method in LABELS]
-    if args.subset and finished[0].first:
-        logs = {run.args.method: runs.read_log(run.out) for run in finished}
+        finished = {method: train_one(runs.part(args, method), method) for method in LABELS}
+    if args.subset and all(run.first for run in finished.values()):
+        logs = {method: runs.read_log(run.out) for method, run in finished.items()}
         describe(logs)
         runs.save_picture(draw_figure(logs), Path(args.out) / "figure.png")
         print(f"done: {args.out}/figure.png")
 
 
 def generator(args):
-    """Return the generator, its latents and the conversion of its output to bytes. sample.py calls it too."""
+    """Return the generator, its latents and what turns its output into bytes. sample.py calls it."""
     G = models.mnist_generator(args.dim, norm=args.method == "wgan").to(args.device)
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
     return G, latents, data.unit_to_bytes
@@ -126,7 +124,7 @@ def train_one(args, name):
 def choose(images, n, seed):
     """Return n of the images, drawn without replacement. Raises Mistake if there are fewer."""
     if n > len(images):
-        raise runs.Mistake(f"there are {len(images)} images to choose from: lower --subset {n}", 2)
+        raise runs.Mistake(f"{len(images)} images are fewer than --subset {n}: lower it", 2)
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]]
 
 
@@ -151,7 +149,7 @@ def draw_figure(logs):
 
 
 def slope(x, y, parts=10):
-    """Return the slope of y over x and its standard error, by least squares through the means of consecutive parts.
+    """Return the slope of y over x and its standard error, by least squares through the means of parts.
 
     Single measurements resemble their neighbours, which would make the error too small.
     """

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import copy
+import itertools
 import subprocess
 import sys
 import warnings
@@ -108,8 +109,8 @@ def weights(kept):
 # ---- the same training ----
 
 @pytest.mark.parametrize("name, method, decay", [
-    ("toy", "wgan-gp", False), ("toy", "wgan-gp", True), ("toy", "wgan", False), ("toy", "wgan-gp-rmsprop", True),
-    ("dcgan", "wgan-gp", False), ("dcgan", "dcgan", True), ("resnet", "wgan-gp", True)])
+    ("toy", "wgan-gp", False), ("toy", "wgan", False), ("toy", "wgan-gp-rmsprop", True), ("dcgan", "dcgan", True),
+    ("resnet", "wgan-gp", True)])
 def test_a_graph_trains_like_the_eager_loop(pretend_cuda, capsys, name, method, decay):
     flags = dict(method=method, iterations=6, seed=5, decay=decay, generator_batch=6)
     expected, eager = trained(name, wgan_gp.train, **flags)
@@ -143,38 +144,24 @@ def test_a_graph_that_does_not_prove_itself_is_not_used(pretend_cuda, monkeypatc
     line, = capsys.readouterr().err.splitlines()
     assert line.startswith("--fast: ") and line.endswith("training goes on without it")
     assert ("no graph" in line) == (fault == "failed capture")
-    assert torch.allclose(expected, found, rtol=1e-5, atol=1e-6) and torch.allclose(weights(eager), weights(kept), atol=1e-6)
+    assert torch.allclose(expected, found, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(weights(eager), weights(kept), atol=1e-6)
 
 
 def test_a_resumed_graph_continues_the_run(pretend_cuda):
     """Stopped after 5 of 10 iterations, and restored into both kinds of training."""
     flags = dict(iterations=10, seed=1, decay=True)
     expected, whole = trained("toy", fast.graphed, **flags)
-    states = []
-
-    def stop_at_5(*args, **kwargs):
-        for step in fast.graphed(*args, **kwargs):
-            yield step
-            if step.iteration == 5:
-                states.extend(copy.deepcopy(thing.state_dict()) for thing in (args[0], args[1], args[4], args[5]))
-                return
-    trained("toy", stop_at_5, **flags)
+    _, stopped = trained("toy", lambda *args, **more: itertools.islice(fast.graphed(*args, **more), 5), **flags)
+    states = copy.deepcopy([thing.state_dict() for thing in stopped])
     for train in (fast.graphed, wgan_gp.train):
-        def resumed(*args, **kwargs):
-            for thing, state in zip((args[0], args[1], args[4], args[5]), states):
-                thing.load_state_dict(copy.deepcopy(state))
-            return train(*args, start=5, **kwargs)
+        def resumed(G, D, batches, latents, opt_G, opt_D, *args, **kwargs):
+            for thing, state in zip((G, D, opt_G, opt_D), copy.deepcopy(states)):
+                thing.load_state_dict(state)
+            return train(G, D, batches, latents, opt_G, opt_D, *args, start=5, **kwargs)
         found, kept = trained("toy", resumed, **flags)
-        assert torch.allclose(expected[5:], found, atol=1e-5) and torch.allclose(weights(whole), weights(kept), atol=1e-5)
-
-
-def test_measuring_between_replays_changes_nothing(pretend_cuda):
-    def measured(G, D, batches, latents, *args, **kwargs):
-        for step in fast.graphed(G, D, batches, latents, *args, **kwargs):
-            wgan_gp.held_out_loss(G, D, [(torch.rand(4, 3, 32, 32),)], latents)
-            wgan_gp.sample(G, latents, 4)
-            yield step
-    assert torch.equal(trained("dcgan", fast.graphed, iterations=6)[0], trained("dcgan", measured, iterations=6)[0])
+        assert torch.allclose(expected[5:], found, atol=1e-5)
+        assert torch.allclose(weights(whole), weights(kept), atol=1e-5)
 
 
 # ---- bfloat16 ----
@@ -215,21 +202,16 @@ def test_choose_returns_algorithm_1_itself_without_flags():
     (["--fast"], "1", "--fast is a CUDA graph, and the device is cpu"),
     (["--batch-size", "7"], "2", "--batch-size 7 cannot be shared by 2 processes"),
     ([], "two", "WORLD_SIZE is 'two'")])
-def test_impossible_flags_are_one_line(monkeypatch, capsys, flags, size, message):
+def test_impossible_flags_are_one_line(call, monkeypatch, flags, size, message):
     monkeypatch.setenv("WORLD_SIZE", size)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-size", type=int, default=64)
-    monkeypatch.setattr("sys.argv", ["train_x.py", *flags])
-    with pytest.raises(SystemExit) as leave:
-        fast.parse(parser)
-    said = capsys.readouterr().err if leave.value.code == 2 else leave.value.code
-    assert message in said.splitlines()[-1]
+    code, _, stderr = call("train_cifar.py", *flags)
+    line, = (stderr or code).splitlines()
+    assert line.startswith("train_cifar.py: ") and message in line
 
 
 def test_gpu_py_works_on_a_cpu(tmp_path):
     """The script for a new GPU, at tiny sizes."""
-    done = subprocess.run([sys.executable, Path(gpu.__file__), "--device", "cpu", "--minutes", "0", "--out", tmp_path],
+    done = subprocess.run([sys.executable, Path(gpu.__file__), "--device", "cpu", "--minutes", "1", "--out", tmp_path],
                           capture_output=True, text=True)
     table = (tmp_path / "table.md").read_text()
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""train_cifar.py and train_cifar_resnet.py: what they train, Figure 3, Table 3, Appendix F, AC-GAN."""
+"""train_cifar.py and train_cifar_resnet.py: what they train, Figure 3, Table 3, AC-GAN."""
 import numpy as np
 import pytest
 import torch
@@ -13,7 +13,7 @@ import runs
 import train_cifar
 import train_cifar_resnet
 import wgan_gp
-from conftest import ctrl_c_after, objects, same, states
+from conftest import ctrl_c_after, same, states
 
 SMALL = ["--data", "shapes", "--dim", "2", "--batch-size", "4"]
 CIFAR = ["train_cifar.py", *SMALL]
@@ -52,50 +52,26 @@ def pretend_inception(monkeypatch):
     return scored
 
 
-def parsed(monkeypatch, script, *flags):
-    monkeypatch.setattr("sys.argv", [f"{script.__name__}.py", "--device", "cpu", *flags])
-    return script.parse()
-
-
 # ---- what is trained ----
-
-@pytest.mark.parametrize("method", wgan_gp.METHODS)
-def test_each_method_trains_with_the_norm_that_it_needs(trained, tmp_path, method):
-    trained(CIFAR, tmp_path / "a", 2, "--method", method)
-    D = objects(tmp_path / "a")[""]["objects"]["D"]
-    gains = [key for key, value in D.items() if key.endswith("weight") and value.dim() == 1]
-    assert len(gains) == (0 if "gp" in method else 2)
-    if method == "wgan":
-        assert max(value.abs().max() for value in D.values()) <= 0.01
-    log = runs.read_log(tmp_path / "a")
-    assert np.isfinite(log["held_out_loss"]).tolist() == [False, True]
-    assert Image.open(tmp_path / "a" / "samples" / "000002.png").size == (10 * 34 - 2, 10 * 34 - 2)
-
 
 @pytest.mark.parametrize("flags, norm, betas", [
     ("", None, (0, 0.9)), ("--beta1 0.5", None, (0.5, 0.9)), ("--norm layer", torch.nn.GroupNorm, (0, 0.9)),
+    ("--norm batch", torch.nn.BatchNorm2d, (0, 0.9)), ("--method wgan-gp-rmsprop", None, None),
     ("--method dcgan", torch.nn.BatchNorm2d, (0.5, 0.999)), ("--method dcgan --norm none", None, (0.5, 0.999)),
-    ("--method dcgan-gp --beta1 0", None, (0, 0.999)), ("--method lsgan", torch.nn.BatchNorm2d, None)])
-def test_norm_and_beta1(trained, tmp_path, monkeypatch, flags, norm, betas):
+    ("--method dcgan-gp --beta1 0", None, (0, 0.999)), ("--method lsgan", torch.nn.BatchNorm2d, None),
+    ("--method wgan", torch.nn.BatchNorm2d, None)])
+def test_each_method_trains_with_its_norm_and_beta1(trained, tmp_path, monkeypatch, flags, norm, betas):
     seen = []
-    monkeypatch.setattr(fast, "choose", lambda args: lambda *given, **_: seen.append(given) or iter(()))
-    trained(CIFAR, tmp_path / "a", 1, *flags.split())
+    monkeypatch.setattr(fast, "choose", lambda args: lambda *given: seen.append(given) or wgan_gp.train(*given))
+    stderr = trained(CIFAR, tmp_path / "a", 2, *flags.split())
+    assert ("needs a critic without batch norm (Section 4)" in stderr) == (flags == "--norm batch")
     _, D, _, _, opt_G, opt_D, *_ = seen[0]
     kinds = {type(layer) for layer in D.modules()} & {torch.nn.GroupNorm, torch.nn.BatchNorm2d}
     assert kinds == ({norm} if norm else set())
     assert opt_G.defaults.get("betas") == opt_D.defaults.get("betas") == betas
-
-
-@pytest.mark.parametrize("script, flags, out", [
-    (train_cifar, "", "cifar-wgan-gp"), (train_cifar, "--seed 2 --method wgan", "cifar-wgan-seed2"),
-    (train_cifar, "--data shapes --dim 32", "shapes-wgan-gp-dim-32"),
-    (train_cifar, "--data my/photos --norm layer --beta1 0.5", "photos-wgan-gp-norm-layer-beta1-0.5"),
-    (train_cifar_resnet, "", "cifar-resnet"), (train_cifar_resnet, "--conditional", "cifar-resnet-conditional"),
-    (train_cifar_resnet, "--conditional --seed 1", "cifar-resnet-conditional-seed1"),
-    (train_cifar_resnet, "--data shapes --generator-batch 64", "shapes-resnet-generator_batch-64"),
-    (train_cifar_resnet, "--dim 32 --lr 1e-4", "cifar-resnet-dim-32-lr-0.0001")])
-def test_the_default_folder_tells_runs_apart(monkeypatch, script, flags, out):
-    assert parsed(monkeypatch, script, *flags.split()).out == f"runs/{out}"
+    assert (max(w.abs().max() for w in D.parameters()) <= 0.01) == (flags == "--method wgan")
+    assert np.isfinite(runs.read_log(tmp_path / "a")["held_out_loss"]).tolist() == [False, True]
+    assert Image.open(tmp_path / "a" / "samples" / "000002.png").size == (10 * 34 - 2, 10 * 34 - 2)
 
 
 # ---- scores ----
@@ -103,17 +79,12 @@ def test_the_default_folder_tells_runs_apart(monkeypatch, script, flags, out):
 @pytest.mark.parametrize("command", [CIFAR, [*RESNET, "--conditional"]], ids=["cifar", "resnet"])
 def test_scores_are_logged_and_disturb_nothing(trained, call, tmp_path, pretend_inception, command):
     trained(command, tmp_path / "plain", 4)
-    many, final = (["--final-samples", 50], [50]) if command is CIFAR else ([], [])
-    flags = ["--score-samples", 30, *many]
+    flags = ["--score-samples", 30]
     trained(command, tmp_path / "scored", 4, *flags, score_every=2)
-    assert pretend_inception == [30, 30] + final
+    assert pretend_inception == [30, 30]
     log = runs.read_log(tmp_path / "scored")
     assert np.isfinite(log["inception_score"]).tolist() == [False, True, False, True]
-    assert log["samples_scored"][[1, 3]].tolist() == [30, 30] and log["inception_deviation"][3] == 0.5
-    if final:  # many samples score higher, so they have columns of their own
-        assert np.isfinite(log["final_score"]).tolist() == [False] * 3 + [True]
-        assert log["final_samples"][3] == 50
-        assert log["final_score"][3] != log["inception_score"][3]
+    assert log["inception_deviation"][3] == 0.5
     assert same(states(tmp_path / "plain"), states(tmp_path / "scored"))
 
     pretend_inception.clear()
@@ -165,7 +136,7 @@ def test_figure_3_has_means_and_bands_over_seeds_and_fixed_colours(call, tmp_pat
     for other in ("cifar-wgan-gp-dim-32", "shapes-wgan", "cifar-lsgan"):
         write_log(tmp_path / other, train_cifar.COLUMNS, **score)
     code, stdout, _ = call("train_cifar.py", "--figure", "--out", tmp_path)
-    assert code == 0 and "3 runs of 2 methods" in stdout
+    assert code == 0 and "runs drawn: 3;" in stdout
     assert stdout.split()[-1] == str(tmp_path / "figure3.png")
     assert Image.open(tmp_path / "figure3.png").width > 1000
 
@@ -182,33 +153,38 @@ def test_figure_3_has_means_and_bands_over_seeds_and_fixed_colours(call, tmp_pat
 
 
 def test_figure_3_without_scores_and_without_logs(call, tmp_path, charts):
-    code, _, stderr = call("train_cifar.py", "--figure", "--out", tmp_path)
-    assert code == 1 and "cifar-METHOD" in stderr and len(stderr.splitlines()) == 1
+    def refused(says):
+        code, _, stderr = call("train_cifar.py", "--figure", "--out", tmp_path)
+        assert code == 1 and says in stderr and len(stderr.splitlines()) == 1
+    refused("cifar-METHOD")
     write_log(tmp_path / "cifar-wgan", train_cifar.COLUMNS, seconds=[])
-    code, _, stderr = call("train_cifar.py", "--figure", "--out", tmp_path)
-    assert code == 1 and len(stderr.splitlines()) == 1
+    refused("cifar-METHOD")
     write_log(tmp_path / "cifar-dcgan", train_cifar.COLUMNS, wasserstein=[1.0, 2.0])
     charts.clear()
     assert call("train_cifar.py", "--figure", "--out", tmp_path)[0] == 0
     assert Image.open(tmp_path / "figure3.png").height < 500  # one row
-    (tmp_path / "cifar-wgan" / "log.csv").write_text("iteration,seconds\n1,x\n")
-    code, _, stderr = call("train_cifar.py", "--figure", "--out", tmp_path)
-    assert code == 1 and "damaged" in stderr and len(stderr.splitlines()) == 1
+    for damaged in ("iteration,seconds\n1,x\n", "iteration,seconds\n1,2\n"):
+        (tmp_path / "cifar-wgan" / "log.csv").write_text(damaged)
+        refused("damaged")
 
 
 # ---- Table 3 ----
 
 def test_table_3_has_last_and_best_of_several_seeds(call, tmp_path):
     def run(name, *scores):
-        deviations, samples = [0.11] * (len(scores) - 1) + [0.22], [5_000] * len(scores)
+        deviations, samples = [0.11] * (len(scores) - 1) + [0.22] * bool(scores), [5_000] * len(scores)
         write_log(tmp_path / name, train_cifar_resnet.COLUMNS, inception_score=[None, *scores],
                   inception_deviation=[None, *deviations], samples_scored=[None, *samples])
     run("cifar-resnet", 7.0, 7.6, 7.4)
     run("cifar-resnet-seed1", 7.2, 8.0)
     run("cifar-resnet-conditional-seed3", 8.3, 8.1)
     run("cifar-resnet-dim-32", 3.0, 3.0)
+    run("cifar-resnet-seed2")  # no score yet
+    for path in tmp_path.iterdir():
+        (path / "config.json").write_text('{"script": "train_cifar_resnet.py", "flags": {}}')
     code, stdout, _ = call("train_cifar_resnet.py", "--table", "--out", tmp_path)
-    header, unsupervised, conditional, note = stdout.splitlines()
+    header, unsupervised, conditional, note, left_out = stdout.splitlines()
+    assert left_out == "left out, as they have no score yet or another name: cifar-resnet-dim-32, cifar-resnet-seed2"
     assert code == 0 and "seeds" in note
     assert header.index("last") < header.index("best") < header.index("paper")
     assert unsupervised.split() == "unsupervised 2 3 5,000 7.70 +- 0.42 7.80 +- 0.28 7.86 +- .07".split()
@@ -216,23 +192,6 @@ def test_table_3_has_last_and_best_of_several_seeds(call, tmp_path):
     assert max(map(len, stdout.splitlines()[:3])) <= 90
     code, stdout, _ = call("train_cifar_resnet.py", "--table", "--out", tmp_path / "nothing")
     assert code == 0 and stdout.splitlines()[1].split()[:3] == ["unsupervised", "0", "-"]
-
-
-# ---- Appendix F ----
-
-@pytest.mark.parametrize("flags, heads", [([], ["1"]), (["--conditional"], ["1", "10"])])
-def test_summary_is_appendix_fs_tables(call, flags, heads):
-    code, stdout, _ = call("train_cifar_resnet.py", "--summary", *flags)
-    *rows, G, D = [line.split("  ") for line in stdout.splitlines()]
-    rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert code == 0 and [row[-2] for row in rows] == [
-        "2048", "128 x 8 x 8", "128 x 16 x 16", "128 x 32 x 32", "128 x 32 x 32", "3 x 32 x 32",
-        "128 x 16 x 16", "128 x 8 x 8", "128 x 8 x 8", "128 x 8 x 8", *heads]
-    weights = [int(row[-1].replace(",", "")) for row in rows]
-    totals = [int(row[-1].replace(",", "")) for row in (G, D)]
-    assert [sum(weights[:6]), sum(weights[6:])] == totals == [
-        sum(w.numel() for w in network(128, bool(flags)).parameters())
-        for network in (models.CifarResNetGenerator, models.CifarResNetCritic)]
 
 
 # ---- batch norm in halves ----
@@ -263,21 +222,15 @@ def test_batch_norm_sees_half_a_batch_in_training_and_whole_ones_in_samples_and_
 
 # ---- AC-GAN ----
 
-def test_labels_and_samples_of_a_conditional_run(trained, tmp_path, monkeypatch):
+def test_a_conditional_grid_has_a_class_per_column(trained, tmp_path, monkeypatch):
+    """As in Figure 6."""
     seen, forward = [], models.CifarResNetGenerator.forward
-
-    def record(self, z, *y):
-        seen.append(y)
-        return forward(self, z, *y)
-    monkeypatch.setattr(models.CifarResNetGenerator, "forward", record)
+    monkeypatch.setattr(models.CifarResNetGenerator, "forward", lambda *args: seen.append(args[2]) or forward(*args))
     trained([*RESNET, "--conditional"], tmp_path / "a", 2)
-    grid, = [y for y, in seen if len(y) == 100]
-    assert grid.tolist() == list(range(10)) * 10  # a class per column, as in Figure 6
+    grid, = [y for y in seen if len(y) == 100]
+    assert grid.tolist() == list(range(10)) * 10
     log = runs.read_log(tmp_path / "a")
     assert 0 <= log["accuracy_real"][1] <= 1 and 0 <= log["accuracy_generated"][1] <= 1
-    seen.clear()
-    trained(RESNET, tmp_path / "b", 1)
-    assert set(seen) == {()}
 
 
 def test_the_classification_loss_of_generated_images_does_not_train_the_critic(monkeypatch):
@@ -304,40 +257,3 @@ def test_the_classification_loss_of_generated_images_does_not_train_the_critic(m
     wgan_gp.generator_step(G, D, opt_G, z, y, method=method)
     assert len(seen) == 2 and torch.allclose(seen[1], x_tilde, atol=1e-6)
     assert all(map(torch.equal, before, D.parameters())) and all(w.grad is None for w in D.parameters())
-
-
-def test_weights_of_acgans_terms():
-    """The authors' code: 1 for the critic, 0.1 for the generator. An undecided classifier has cross-entropy log 10."""
-    class Undecided:
-        def classify(self, x):
-            return torch.zeros(len(x), 10)
-    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
-    assert train_cifar_resnet.critic_term(Undecided(), x, y).item() == pytest.approx(np.log(10))
-    assert train_cifar_resnet.generator_term(Undecided(), x, y).item() == pytest.approx(0.1 * np.log(10))
-
-
-def test_the_generators_term_teaches_it_the_labels():
-    """A classifier that tells which colour is strongest, and nothing but AC-GAN's term: G learns to obey."""
-    class Colours(torch.nn.Module):
-        def forward(self, x):
-            return x.mean((1, 2, 3))
-
-        def classify(self, x):
-            return 10 * x.mean((2, 3))
-    torch.manual_seed(0)
-    G, D = models.CifarResNetGenerator(4, True), Colours()
-    method = wgan_gp.WGAN_GP._replace(G_loss=lambda fake: 0 * fake.mean(),
-                                      generator_term=train_cifar_resnet.generator_term)
-    opt_G = torch.optim.Adam(G.parameters(), lr=1e-2)
-    for _ in range(40):
-        wgan_gp.generator_step(train_cifar_resnet.in_halves(G), D, opt_G, torch.randn(24, 128),
-                               torch.randint(3, (24,)), method=method)
-    z, y = torch.randn(300, 128), torch.randint(3, (300,))
-    assert (D.classify(G(z, y)).argmax(1) == y).float().mean() > 0.8
-
-
-def test_conditional_on_a_folder_is_refused_before_anything_is_loaded(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "images", None)
-    code, _, stderr = call(*RESNET, "--conditional", "--data", tmp_path, "--out", tmp_path / "a")
-    assert code == 1 and "has no labels" in stderr and "shapes" in stderr
-    assert not list(tmp_path.iterdir())

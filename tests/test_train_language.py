@@ -138,12 +138,3 @@ def test_every_look_has_fresh_latents(call, tmp_path, text, monkeypatch):
     assert call("train_language.py", *SMALL, "--data", text, "--out", tmp_path / "run")[0] == 0
     assert len(drawn) == 3 and drawn[0].shape == (640, models.LATENT)
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
-
-
-@pytest.mark.parametrize("flags, out, n_critic", [
-    ("", "language-wgan-gp", 10), ("--data {text} --method dcgan", "language-text.txt-dcgan", 1),
-    ("--n-critic 3", "language-wgan-gp", 3), ("--method lsgan --n-critic 1", "language-lsgan", 1)])
-def test_each_kind_of_run_has_a_folder_of_its_own(monkeypatch, text, flags, out, n_critic):
-    monkeypatch.setattr("sys.argv", ["train_language.py", *flags.format(text=text).split()])
-    args = script.parse()
-    assert (args.out, args.n_critic) == (f"runs/{out}", n_critic)

@@ -8,11 +8,9 @@ import torch
 from PIL import Image
 
 import data
-import models
 import plots
 import runs
 import train_lsun
-import wgan_gp
 
 SMALL = ["train_lsun.py", "--data", "shapes", "--dim", "4", "--batch-size", "4"]
 ALL = [(architecture, method) for architecture in train_lsun.ROWS for method in train_lsun.COLUMNS]
@@ -46,32 +44,6 @@ def test_each_of_the_28_trains(call, tmp_path, architecture, method):
     assert Image.open(tmp_path / "figure5a.png").size == (560, 360)
 
 
-@pytest.mark.parametrize("architecture, norms", [("dcgan", 3), ("no-norm", 0)])
-def test_normalised_critics_have_layer_norm_under_the_penalty_and_batch_norm_otherwise(
-        call, tmp_path, monkeypatch, architecture, norms):
-    for method in train_lsun.COLUMNS:
-        seen = []
-        monkeypatch.setattr(wgan_gp, "train", lambda G, D, *_: seen.append(D) or iter(()))
-        monkeypatch.setattr(train_lsun, "negative_critic_loss", lambda *_: Image.new("RGB", (1, 1)))
-        code, _, stderr = call(*SMALL, "--architecture", architecture, "--method", method, "--out", tmp_path / method)
-        assert code == 0, stderr
-        kinds = [type(layer) for layer in seen[0].modules()]
-        layer, batch = kinds.count(torch.nn.GroupNorm), kinds.count(torch.nn.BatchNorm2d)
-        assert (layer, batch) == ((norms, 0) if method == "wgan-gp" else (0, norms))
-
-
-def test_beta1_is_that_of_both_adam_methods(call, tmp_path, monkeypatch):
-    seen = {}
-    for flags in ["wgan-gp", "dcgan", "wgan", "lsgan", "wgan-gp --beta1 0"]:
-        monkeypatch.setattr(wgan_gp, "train", lambda *args: seen.update({flags: args[4].defaults}) or iter(()))
-        monkeypatch.setattr(train_lsun, "negative_critic_loss", lambda *_: Image.new("RGB", (1, 1)))
-        assert call(*SMALL, "--out", tmp_path / flags, "--method", *flags.split())[0] == 0
-    assert {name: defaults.get("betas") for name, defaults in seen.items()} == {
-        "wgan-gp": (0.5, 0.9), "dcgan": (0.5, 0.999), "wgan": None, "lsgan": None, "wgan-gp --beta1 0": (0, 0.9)}
-    code, _, stderr = call(*SMALL, "--out", tmp_path / "x", "--method", "wgan", "--beta1", "0")
-    assert code == 2 and "--beta1 is Adam's" in stderr.splitlines()[-1]
-
-
 def test_128_pixels_from_a_folder_that_is_cached_once(call, tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
@@ -88,19 +60,7 @@ def test_128_pixels_from_a_folder_that_is_cached_once(call, tmp_path):
     assert code == 0 and made and made == [path.stat() for path in (tmp_path / "data").rglob("*.*")], stderr
 
 
-def test_the_generator_is_the_one_that_was_trained_and_its_bytes_are_those_of_64_pixels(call, tmp_path, monkeypatch):
-    code, _, stderr = call(*SMALL, "--architecture", "gated", "--iterations", 1, "--out", tmp_path)
-    assert code == 0, stderr
-    G, latents, to_bytes = train_lsun.generator(parsed(monkeypatch, *SMALL[1:], "--architecture", "gated"))
-    G.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["objects"]["G"])
-    assert to_bytes(G(*latents(2))).shape == (2, 3, 64, 64) and latents(2)[0].shape == (2, models.LATENT)
-    assert to_bytes(torch.tensor([-1.0, 0.997])).tolist() == [0, 255]  # with 255 for 255.99 it would be 254
-
-
 def test_pictures_are_always_of_the_same_latents(call, tmp_path, monkeypatch):
-    drawn, save = [], runs.Run.save_images
-    monkeypatch.setattr(runs.Run, "save_images", lambda run, step, *rest, **more: drawn.append(rest) or save(
-        run, step, *rest, **more))
     generator, latents = train_lsun.generator, []
 
     def fixed(args):
@@ -109,7 +69,7 @@ def test_pictures_are_always_of_the_same_latents(call, tmp_path, monkeypatch):
         return G, draw, to_bytes
     monkeypatch.setattr(train_lsun, "generator", fixed)
     assert call(*SMALL, "--iterations", 3, "--sample-every", 1, "--out", tmp_path)[0] == 0
-    assert len(drawn) == 3 and len(latents) == 3 and latents[0].std() > 0.9
+    assert len(latents) == 3 and latents[0].std() > 0.9
     assert all(torch.equal(z, latents[0]) for z in latents)
 
 
