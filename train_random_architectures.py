@@ -5,12 +5,11 @@
     python train_random_architectures.py --commands 200            the commands of all 400 runs
     python train_random_architectures.py --table                   Tables 2, 5, Appendices C and D
 
-The paper trains 200 both ways for 100,000 iterations on 32x32 ImageNet and counts Inception scores above
-thresholds: WGAN-GP alone reaches many, the GAN alone hardly any. Our 20, for 300 iterations, are in
-results/random-architectures. A run's result is NNN-METHOD.json in --out. Collect those of several
-machines in one folder. Without Inception weights they have only our own measure, pixel_likeness.
+The paper trains 200 both ways on 32x32 ImageNet and counts Inception scores above thresholds:
+WGAN-GP alone reaches many, the GAN alone hardly any. Ours: results/random-architectures. A run's
+result is NNN-METHOD.json in --out. Collect those of several machines in one folder. Without
+Inception weights they have only our own measure, pixel_likeness.
 """
-import argparse
 import itertools
 import json
 import math
@@ -55,12 +54,14 @@ def parse():
     add("--method", choices=METHODS, help="how to train (with --commands, default: both)")
     add("--one-sided", action="store_true", help="the one-sided penalty (Appendix C)")
     add("--activation", choices=["elu", "softplus"], help="in both networks (Appendix D)")
-    add("--divide-filters", type=int, choices=[1, 2, 4, 8, 16, 32], default=1, help="divide filter counts (default 1)")
+    add("--divide-filters", type=int, choices=[1, 2, 4, 8, 16, 32], default=1, help="for small runs (default 1)")
     add("--sample-every", type=runs.whole(1), default=5_000, metavar="N", help="iterations per grid (default 5000)")
     add("--score-samples", type=runs.whole(0), default=50_000, metavar="N",
         help="samples in the final Inception score (default 50000, as for Table 3; 0: no score)")
     add("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
     args = parser.parse_args()
+    if args.one_sided:
+        args.method = args.method or "wgan-gp"
     if args.index is not None and not args.method:
         parser.error("--index needs --method gan or --method wgan-gp")
     if args.one_sided and args.method == "gan":
@@ -82,10 +83,8 @@ def main():
         for i, row in enumerate(architectures(args.seed)[:args.list]):
             print(f"{i:<5}", *[f"{value!s:<{max(18, len(name))}}" for name, value in row.items()])
     else:
-        methods = ["wgan-gp"] if args.one_sided else list(METHODS)
-        runs.commands("train_random_architectures.py", [
-            {"index": i, "method": method} for i in range(args.commands)
-            for method in methods if args.method in (None, method)])
+        both = itertools.product(range(args.commands), [args.method] if args.method else METHODS)
+        runs.commands("train_random_architectures.py", [{"index": i, "method": method} for i, method in both])
 
 
 def architectures(seed):
@@ -96,7 +95,7 @@ def architectures(seed):
 
 
 def settings(args, network):
-    """Return width, depth, nonlinearity and whether there are norms, of the network "G" or "D"."""
+    """Return width, depth, nonlinearity and whether there are norms, in the network "G" or "D"."""
     row = architectures(args.seed)[args.index]
     nonlinearity, depth, norm, filters = [row[f"{name} ({network})"] for name in CHOICES]
     return filters // args.divide_filters, depth, NONLINEARITIES[args.activation or nonlinearity], norm
@@ -137,13 +136,12 @@ def train(args, folder):
     """Train one architecture, measure it and write its result."""
     parts = [f"{args.index:03d}", args.method, args.one_sided and "one-sided", args.activation]
     name = "-".join(part for part in parts if part)
-    path, args.out = folder / f"{name}.json", str(folder)
+    path, args.out = folder / f"{name}.json", str(folder / name)
     if path.exists() and not args.resume:
         raise runs.Mistake(f"{path} is the result of this run: delete it, or choose another --out", 2)
     if path.exists() and read_result(path)["settings"]["iterations"] >= args.iterations:
         return runs.say(f"finished before: {path}")
-    resume = args.resume and (folder / name / "checkpoint.pt").exists()
-    args = argparse.Namespace(**vars(args) | {"out": str(folder / name), "resume": resume})
+    args.resume = args.resume and Path(args.out, "checkpoint.pt").exists()
 
     # data, and the network that scores
     runs.check_out(args, args.out)
@@ -179,9 +177,9 @@ def train(args, folder):
         torch.manual_seed(args.seed)  # a resumed run draws the same samples
         x, = next(data.batches(images, min(2_000, len(images)), data.from_bytes, args.device))
         result["pixel_likeness"] = pixel_likeness(x, wgan_gp.sample(G, latents, len(x)))
-    if net and not result["diverged"]:
-        samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)
-        result["inception_score"], result["inception_deviation"] = inception.inception_score(samples, net)
+        if net:
+            samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)
+            result["inception_score"], result["inception_deviation"] = inception.inception_score(samples, net)
     result.update(architecture=architectures(args.seed)[args.index], settings=vars(args), seconds=run.seconds)
     runs.write(path, json.dumps(result, indent=1) + "\n")
     runs.say(f"done: {path}")
@@ -191,12 +189,10 @@ def read_result(path):
     """Return a result. The measures of a run that diverged are minus infinity: above no threshold."""
     try:
         result = json.loads(path.read_text("utf-8"))
-        np.array([result["seconds"], result["settings"]["iterations"], *map(result.get, THRESHOLDS)], float)
-        if result["diverged"]:
-            result.update(dict.fromkeys(THRESHOLDS, -math.inf))
+        np.array([result["settings"]["iterations"], *map(result.get, THRESHOLDS)], float)  # are they numbers?
+        return result | dict.fromkeys(THRESHOLDS if result["diverged"] else (), -math.inf)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise runs.Mistake(f"{path} is damaged: delete it, and run it again") from None
-    return result
 
 
 def sign_test(wins, losses):
@@ -218,8 +214,8 @@ def print_tables(folder):
         print(f"{variant}: {len(some)} runs, diverged: {' '.join(diverged) or 'none'}")
 
     def paired(first, second):  # the numbers of the architectures for which both variants have one
-        both = results.get(first, {}).keys() & results.get(second, {}).keys()
-        pairs = [[results[variant][i].get(measure) for variant in (first, second)] for i in both]
+        first, second = results.get(first, {}), results.get(second, {})
+        pairs = [(first[i].get(measure), second[i].get(measure)) for i in first.keys() & second.keys()]
         pairs = np.array(pairs, float).reshape(-1, 2)
         return pairs[~np.isnan(pairs).any(1)].T
 
@@ -232,8 +228,8 @@ def print_tables(folder):
             a, b = paired(first, second)
             wins, losses = int((a > b).sum()), int((a < b).sum())
             if len(a):
-                print(f"{appendix}: {first} is above {second} in {wins} of {len(a)} architectures, below in "
-                      f"{losses}, sign test p = {sign_test(wins, losses):.3g}")
+                print(f"{appendix}: {first} is above {second} in {wins} of {len(a)} architectures, "
+                      f"below in {losses}, sign test p = {sign_test(wins, losses):.3g}")
     if pictures:
         runs.save_picture(plots.beside([pictures]), folder / "figure.png")
         print(f"drew {folder}/figure.png")
@@ -242,9 +238,8 @@ def print_tables(folder):
 def compare(gan, penalised, measure):
     """Print the outcomes at each threshold, and draw the share of architectures above it."""
     thresholds, curves = THRESHOLDS[measure], {}
-    above = [(gan > threshold, penalised > threshold) for threshold in thresholds]
-    ours = [[(a & ~b).sum(), (b & ~a).sum(), (a & b).sum(), (~a & ~b).sum()] for a, b in above]
-    counts = {"": np.array(ours)}
+    a, b = gan > thresholds[:, None], penalised > thresholds[:, None]
+    counts = {"": np.stack([a & ~b, b & ~a, a & b, ~a & ~b], 1).sum(2)}
     if measure == "inception_score":
         print("Tables 2 and 5: on the right the paper's, of 200")
         counts["the paper's "] = TABLE_5
@@ -252,9 +247,8 @@ def compare(gan, penalised, measure):
     for row in zip(thresholds, *counts.values()):
         print(" ".join(f"{n:>9g}" for n in np.hstack(row)))
     for whose, rows in counts.items():
-        shares = rows / rows.sum(1, keepdims=True)
-        curves[f"{whose}GAN"] = thresholds, shares[:, 0] + shares[:, 2]
-        curves[f"{whose}WGAN-GP"] = thresholds, shares[:, 1] + shares[:, 2]
+        only_gan, only_gp, both, _ = rows.T / rows[0].sum()
+        curves |= {f"{whose}GAN": (thresholds, only_gan + both), f"{whose}WGAN-GP": (thresholds, only_gp + both)}
     return plots.line_chart(curves, "share of architectures above", measure.replace("_", " "), y_range=(0, 1))
 
 

@@ -4,24 +4,19 @@
     python train_swiss_roll.py --constraint l2-clip    or weight-norm, l2-decay, l1-decay
     python train_swiss_roll.py --batch-norm            in the three constrained critics
 
-Section 3 says that other constraints have similar problems, and that batch norm helps somewhat.
 Expect straight lines on the log axis for c = 0.1, 0.01 and 0.001 and a nearly flat one for the
-penalty, and weights at -c and c under clipping only. The slopes are printed. 4 minutes on one core.
-Ours: results/swiss-roll.
+penalty, and weights at -c and c under clipping only, after 4 minutes. Section 3 says that other
+constraints have similar problems, and that batch norm helps somewhat. Ours: results/swiss-roll.
 
-Our choices where the paper gives none: networks are 128 wide, have 12 hidden ReLU layers and a linear one, and
-train for 600 iterations. Initial weights have deviation sqrt(2/inputs) (He). The first clip to 0.01 or
-0.001 makes them far smaller, which explains most of what the figure shows for these c. Activations
-are the outputs of the ReLUs, counted from the input. The loss is that of equation 2, without the
-penalty. "During training" is the geometric mean of the measurements in the second half.
+Our choices where the paper gives none: 128 units, 600 iterations, and He's initial weights, which the
+first clip to 0.01 or 0.001 makes far smaller. This explains most of the figure for these c. The norms
+are of equation 2's gradient at the outputs of the ReLUs, geometric means over the second half.
 """
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 import data
 import models
@@ -30,9 +25,9 @@ import runs
 import wgan_gp
 
 THRESHOLDS = (0.1, 0.01, 0.001)  # the paper's c
-LABELS = {"clip": "weight clipping, c = {:g}", "l2-clip": "L2 norm clipping, c = {:g}",
-          "weight-norm": "weight normalization, c = {:g}",
-          "l2-decay": "L2 weight decay, {:g}", "l1-decay": "L1 weight decay, {:g}"}
+LABELS = {"clip": "weight clipping", "l2-clip": "L2 norm clipping", "weight-norm": "weight normalization",
+          "l2-decay": "L2 weight decay", "l1-decay": "L1 weight decay"}
+DECAYS = {"l2-decay": torch.square, "l1-decay": torch.abs}
 PENALTY = "gradient penalty"
 
 
@@ -45,13 +40,11 @@ def parse():
     add("--depth", type=runs.whole(2, 1_000), default=12, help="hidden layers (Section 3.2: 12)")
     add("--measure-every", type=runs.whole(1), default=50, help="iterations (default 50)")
     args = parser.parse_args()
-    if args.data not in data.TOYS:
-        parser.error(f"--data {args.data}: choose {', '.join(data.TOYS)}")
+    if args.data != "swissroll":
+        parser.error(f"--data {args.data}: this experiment is on swissroll")
     variant = {"clip": ""}.get(args.constraint, f"-{args.constraint}")
     if args.batch_norm:
         variant += "-batch-norm"
-    if args.data != "swissroll":
-        variant += f"-{args.data}"
     args.out = args.out or f"runs/swiss-roll{variant}"
     return args
 
@@ -60,51 +53,48 @@ def main():
     args = parse()
     norms, weights = {}, {}
     for i, c in enumerate([*THRESHOLDS, None], 1):
-        label = LABELS[args.constraint].format(c) if c else PENALTY
+        label = f"{LABELS[args.constraint]}, c = {c:g}" if c else PENALTY
         norms[label], weights[label] = train(args, c, i)
     print("From layer to layer, going back, the gradient norm is multiplied by")
     for label in norms:
         print(f"  10^{-slope(norms[label]):+.3f} under {label}")
     if args.constraint == "clip":
-        shares = [at_bounds(w, c) for w, c in zip(weights.values(), THRESHOLDS)]
+        shares = [(w.abs() >= 0.99 * c).double().mean() for w, c in zip(weights.values(), THRESHOLDS)]
         texts = [f"{share:.1%} of the weights at c = {c:g}" for share, c in zip(shares, THRESHOLDS)]
         print("Within 1% of -c or c are " + ", ".join(texts))
-    header = ["layer", *[f'"{label}"' for label in norms]]  # labels have commas
     table = zip(range(1, args.depth + 1), *norms.values())
-    runs.write_csv(Path(args.out, "gradient_norms.csv"), header, table)
-    runs.save_picture(draw_figure(norms, weights), Path(args.out, "figure.png"))
+    runs.write_csv(f"{args.out}/gradient_norms.csv", ["layer", *norms], table)
+    runs.save_picture(draw_figure(norms, weights), f"{args.out}/figure.png")
     print(f"done: {args.out}/figure.png, numbers in gradient_norms.csv")
 
 
 def generator(args):
-    """Return the generator, its latents and the conversion of its output to bytes, for sample.py too.
-
-    The bytes are one picture of all points, (1, 3, 300, 300), with as many real points in orange.
-    """
+    """Return the generator, its latents and the conversion of its output to bytes. For sample.py too."""
     G = models.toy_generator(args.dim, args.depth).to(args.device)
-    latents = lambda m: (torch.randn(m, 2, device=args.device),)
 
-    def to_bytes(x_tilde):
-        x = data.TOYS[args.data](len(x_tilde))
+    def to_bytes(x_tilde):  # one picture of all points, (1, 3, 300, 300)
+        x = data.swiss_roll(len(x_tilde))
         picture = plots.surface(torch.zeros(2, 2), (-2.2, 2.2, -2.2, 2.2), x, x_tilde)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    return G, latents, to_bytes
+    return G, lambda m: (torch.randn(m, 2, device=args.device),), to_bytes
 
 
 def train(args, c, number):
     """Train a WGAN, with the penalty if c is None. Return each layer's gradient norm, and D's weights."""
-    name = f"{args.constraint}-{c:g}" if c else "penalty"
+    name, method = "penalty", wgan_gp.WGAN_GP
+    if c:
+        name, method = f"{args.constraint}-{c:g}", wgan_gp.METHODS["wgan"]
     args = runs.part(args, name)
-    method = wgan_gp.METHODS["wgan" if c else "wgan-gp"]
 
     # data and networks
     layers = [f"layer_{i}" for i in range(1, args.depth + 1)]
     run = runs.Run(args, args.out, columns=layers, label=f"{number}/4 {name}")
-    batches = data.toy_batches(data.TOYS[args.data], args.batch_size, args.device)
+    batches = data.toy_batches(data.swiss_roll, args.batch_size, args.device)
     G, latents, _ = generator(args)
     D = models.toy_critic(args.dim, args.depth)
     if c and args.batch_norm:
-        D = with_batch_norm(D, args.dim)
+        for i in range(args.depth):
+            D.insert(3 * i + 1, models.batch_norm(args.dim, flat=True))  # before each ReLU
     D.to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
     if c:
@@ -116,12 +106,13 @@ def train(args, c, number):
         measured = {}
         if run.every(args.measure_every, step, when_stopped=False):
             with run.clock_stopped():
-                x = data.TOYS[args.data](2_048, args.device)
+                x = data.swiss_roll(2_048, args.device)
                 x_tilde = wgan_gp.sample(G, latents, len(x), len(x))
                 measured = dict(zip(layers, gradient_norms(D, x, x_tilde)))
         run.log(step, **measured)
         run.checkpoint(step)
 
+    # average over the second half
     log = run.read_log()
     run.finish()
     half = log["iteration"] >= args.iterations / 2
@@ -131,47 +122,28 @@ def train(args, c, number):
 
 # ---- the constraints of Section 3 ----
 
-def with_batch_norm(D, dim):
-    """Return D with batch norm before each ReLU."""
-    layers = []
-    for layer in D:
-        if isinstance(layer, models.ReLU):
-            layers.append(models.batch_norm(dim, flat=True))
-        layers.append(layer)
-    return nn.Sequential(*layers)
-
-
 def constrain(D, opt_D, constraint, c):
     """Put a constraint on D. Return the method to train it with."""
     method = wgan_gp.METHODS["wgan"]._replace(clip=0)
     if constraint == "clip":
-        method = method._replace(clip=c)
-    elif constraint == "l2-clip":
-        opt_D.register_step_post_hook(lambda *_: clip_norms(D, c))
-    elif constraint == "weight-norm":
-        opt_D.register_step_post_hook(lambda *_: normalize_weights(D, c))
-    elif constraint == "l2-decay":
-        method = method._replace(critic_term=lambda D, x: c * sum(w.square().sum() for w in D.parameters()))
-    elif constraint == "l1-decay":
-        method = method._replace(critic_term=lambda D, x: c * sum(w.abs().sum() for w in D.parameters()))
+        return method._replace(clip=c)
+    if constraint in DECAYS:
+        size = DECAYS[constraint]
+        return method._replace(critic_term=lambda D, x: c * sum(size(w).sum() for w in D.parameters()))
+    opt_D.register_step_post_hook(lambda *_: rescale(D, constraint, c))
     return method
 
 
 @torch.no_grad()
-def clip_norms(D, c):
-    """Scale every parameter tensor whose root mean square exceeds c down to c, in place."""
-    for w in D.parameters():
-        w *= (c / w.square().mean().sqrt().clamp(min=c))
-
-
-@torch.no_grad()
-def normalize_weights(D, c):
-    """Scale the weights of each unit to a root mean square of c, in place.
+def rescale(D, constraint, c):
+    """Scale the root mean square of each tensor down to c, or for "weight-norm" that of each unit to c.
 
     This is weight normalization with fixed gains. A learned gain would be no constraint.
     """
     for w in D.parameters():
-        if w.dim() == 2:
+        if constraint == "l2-clip":
+            w *= c / w.square().mean().sqrt().clamp(min=c)
+        elif w.dim() == 2:  # no biases
             w *= c / w.square().mean(dim=1, keepdim=True).sqrt()
 
 
@@ -181,8 +153,8 @@ def gradient_norms(D, x, x_tilde):
     """Return, for each ReLU of D, the norm of the gradient of the summed scores with respect to its output.
 
     The mean over the examples x (m, 2) and x_tilde (m, 2), in float64. They pass D separately, as in
-    training. With batch norm the scores of the other examples count too, as in the loss. If the ReLUs
-    after a batch norm are linear on all examples, the gradients before it cancel to 0.
+    training. With batch norm a score depends on the other examples too, so the gradient at one example
+    is of the scores of its whole batch, as in the loss. It is 0 where these cancel.
     """
     D, norms = copy.deepcopy(D).cpu().double(), []
     for h in (x.cpu().double(), x_tilde.cpu().double()):
@@ -199,9 +171,7 @@ def gradient_norms(D, x, x_tilde):
 def geometric_mean(values):
     """Return the geometric mean of the numbers above 0, or 0 if there are none."""
     values = values[np.nan_to_num(values) > 0]
-    if not len(values):
-        return 0.0
-    return float(np.exp(np.log(values).mean()))
+    return np.exp(np.log(values).mean()) if len(values) else 0.0
 
 
 def slope(norms):
@@ -209,12 +179,7 @@ def slope(norms):
     layers = np.flatnonzero(norms)
     if len(layers) < 2:
         return math.nan
-    return float(np.polyfit(layers, np.log10(np.array(norms)[layers]), 1)[0])
-
-
-def at_bounds(weights, c):
-    """Return the share of weights within 1 % of -c or c."""
-    return (weights.abs() >= 0.99 * c).double().mean().item()
+    return np.polyfit(layers, np.log10(np.array(norms)[layers]), 1)[0]
 
 
 def draw_figure(norms, weights):

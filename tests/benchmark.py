@@ -1,15 +1,14 @@
-"""How fast a step is here, beside the textbook step; how many operations it takes; how cost grows with the work.
+"""Time a step beside the textbook step, count its operations, and measure how cost grows.
 
-    python tests/benchmark.py                      toys, CIFAR DCGAN, CIFAR ResNet: Markdown on standard output
+    python tests/benchmark.py                      toys, CIFAR DCGAN, CIFAR ResNet, as Markdown
     python tests/benchmark.py --only dcgan --dim 16 --rounds 3
     python tests/benchmark.py --methods            WGAN-GP, clipping and DCGAN, an iteration each
-    python tests/benchmark.py --growth             seconds and memory of a DCGAN iteration: batch, width, image size
-    python tests/benchmark.py --lsun --rounds 1    the same of Figure 2's seven pairs of networks, and of Figure 4's
+    python tests/benchmark.py --growth             a DCGAN iteration, as batch, width and image size grow
+    python tests/benchmark.py --lsun --rounds 1    the same of Figure 2's and Figure 4's networks
 
-Runs on a GPU if there is one. The textbook step is what most ports have, and is written out below: three critic passes
-(real, generated, between), torch.nn's layers and activations, padding=2, a generator pass that records its graph,
-backward() into everything. Ours is wgan_gp.py with the networks of models.py. All candidates take turns in one process;
-each time is the median over the rounds, and a ratio is one of medians. Not a test: pytest does not collect it.
+Runs on a GPU if there is one. The textbook step, written out below, is what most ports have: three
+critic passes, torch.nn's layers, a generator pass that records its graph, backward() into everything.
+Ours is wgan_gp.py with models.py. All take turns in one process. Times are medians over the rounds.
 """
 import argparse
 import datetime
@@ -43,8 +42,7 @@ def textbook_critic_step(G, D, opt_D, x, z):
     eps = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device, dtype=x.dtype)
     x_hat = (eps * x + (1 - eps) * x_tilde).requires_grad_(True)
     real, fake, between = D(x), D(x_tilde), D(x_hat)
-    gradients = torch.autograd.grad(outputs=between, inputs=x_hat, grad_outputs=torch.ones_like(between),
-                                    create_graph=True, retain_graph=True)[0]
+    gradients = torch.autograd.grad(between, x_hat, torch.ones_like(between), create_graph=True)[0]
     penalty = ((gradients.reshape(len(x), -1).norm(2, dim=1) - 1) ** 2).mean()
     loss = fake.mean() - real.mean() + 10 * penalty
     loss.backward()
@@ -61,8 +59,8 @@ def textbook_generator_step(G, D, opt_G, z):
 
 
 def textbook_mlp(n_out, dim):
-    return nn.Sequential(nn.Linear(2, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(),
-                         nn.Linear(dim, n_out))
+    return nn.Sequential(nn.Linear(2, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(),
+                         nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, n_out))
 
 
 def textbook_dcgan_generator(dim):
@@ -80,28 +78,26 @@ def textbook_dcgan_critic(dim):
 
 
 class TextbookBlock(nn.Module):
-    """models.ResidualBlock; `first`: models.FirstCriticBlock. Its weights have the same names."""
-
-    def __init__(self, n_in, n_out, resample=None, norm=None, first=False):
+    """models.ResidualBlock, or with `first` FirstCriticBlock. Its weights have the same names."""
+    def __init__(self, n_in, n_out, resample=None, norm=nn.Identity, first=False):
         super().__init__()
-        if norm:
-            self.norm1, self.norm2 = norm(n_in), norm(n_out)
+        self.norm1, self.norm2 = norm(n_in), norm(n_out)
         self.conv1, self.conv2 = nn.Conv2d(n_in, n_out, 3, padding=1), nn.Conv2d(n_out, n_out, 3, padding=1)
-        if resample:
-            self.shortcut = nn.Conv2d(n_in, n_out, 1)
-        self.resample, self.normed, self.first, self.relu = resample, bool(norm), first, nn.ReLU()
+        self.shortcut = nn.Conv2d(n_in, n_out, 1) if resample else nn.Identity()
+        self.resample, self.first = resample, first
 
     def forward(self, x):
-        h = self.norm1(x) if self.normed else x
-        h = h if self.first else self.relu(h)
+        h = x
+        if not self.first:
+            h = F.relu(self.norm1(x))
         if self.resample == "up":
             h, x = [F.interpolate(t, scale_factor=2) for t in (h, x)]
-        h = self.conv1(h)
-        h = self.conv2(self.relu(self.norm2(h) if self.normed else h))
-        if self.resample == "down":
-            h = F.avg_pool2d(h, 2)
-            return h + (self.shortcut(F.avg_pool2d(x, 2)) if self.first else F.avg_pool2d(self.shortcut(x), 2))
-        return h + (self.shortcut(x) if self.resample else x)
+        h = self.conv2(F.relu(self.norm2(self.conv1(h))))
+        if self.resample != "down":
+            return h + self.shortcut(x)
+        if self.first:
+            return F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2))
+        return F.avg_pool2d(h, 2) + F.avg_pool2d(self.shortcut(x), 2)
 
 
 class TextbookResNetGenerator(nn.Module):
@@ -130,7 +126,7 @@ class TextbookResNetCritic(nn.Module):
 # ---- what is compared ----
 
 class Case(NamedTuple):
-    """A pair of networks at the sizes of the paper's code. Each network is a function of the width."""
+    """A pair of networks, functions of the width, at the sizes of the paper's code."""
     title: str
     dim: int
     batch: int
@@ -143,55 +139,54 @@ class Case(NamedTuple):
 
 CASES = {
     "toy": Case("toy MLPs", 512, 256, 256, (2,), 2,
-                (lambda dim: textbook_mlp(2, dim), lambda dim: textbook_mlp(1, dim)),
+                (partial(textbook_mlp, 2), partial(textbook_mlp, 1)),
                 (models.toy_generator, models.toy_critic)),
-    "dcgan": Case("CIFAR DCGAN", 64, 64, 64, (3, 32, 32), 128, (textbook_dcgan_generator, textbook_dcgan_critic),
+    "dcgan": Case("CIFAR DCGAN", 64, 64, 64, (3, 32, 32), 128,
+                  (textbook_dcgan_generator, textbook_dcgan_critic),
                   (models.cifar_generator, models.cifar_critic)),
-    "resnet": Case("CIFAR ResNet", 128, 64, 128, (3, 32, 32), 128, (TextbookResNetGenerator, TextbookResNetCritic),
+    "resnet": Case("CIFAR ResNet", 128, 64, 128, (3, 32, 32), 128,
+                   (TextbookResNetGenerator, TextbookResNetCritic),
                    (models.CifarResNetGenerator, models.CifarResNetCritic)),
 }
 N_CRITIC = wgan_gp.WGAN_GP.n_critic
 
 
-def parts(case, networks, dim, device):
-    """Both networks with their optimisers, a batch of x, latents for the critic's step and for the generator's."""
+OURS = wgan_gp.critic_step, wgan_gp.generator_step
+TEXTBOOK = textbook_critic_step, textbook_generator_step
+
+
+def steps(case, networks, dim, device, functions=OURS):
+    """Return (G, D) and functions without arguments: critic step, generator step, iteration."""
     G, D = [make(dim).to(device) for make in networks]
     opt_G, opt_D = [wgan_gp.WGAN_GP.make_optimizer(network) for network in (G, D)]
     x = torch.rand(case.batch, *case.shape, device=device) * 2 - 1
     z, z_generator = [torch.randn(m, case.latent, device=device) for m in (case.batch, case.generator_batch)]
-    return G, D, opt_G, opt_D, x, z, z_generator
+    critic = partial(functions[0], G, D, opt_D, x, z)
+    generator = partial(functions[1], G, D, opt_G, z_generator)
+
+    def iteration():
+        for _ in range(N_CRITIC):
+            critic()
+        generator()
+    return (G, D), critic, generator, iteration
 
 
 def candidates(case, dim, device):
-    """Return {name: (a critic step, an iteration)}, functions without arguments."""
-    found = {}
-    for name, networks, critic_step, generator_step in [
-            ("textbook", case.textbook, textbook_critic_step, textbook_generator_step),
-            ("ours", case.ours, wgan_gp.critic_step, wgan_gp.generator_step)]:
-        G, D, opt_G, opt_D, x, z, z_generator = parts(case, networks, dim, device)
-
-        def critic(critic_step=critic_step, arguments=(G, D, opt_D, x, z)):
-            critic_step(*arguments)
-
-        def iteration(critic=critic, generator_step=generator_step, arguments=(G, D, opt_G, z_generator)):
-            for _ in range(N_CRITIC):
-                critic()
-            generator_step(*arguments)
-        found[name] = critic, iteration
-    return found
+    """Return {name: (a critic step, an iteration)}."""
+    _, critic, _, iteration = steps(case, case.textbook, dim, device, TEXTBOOK)
+    _, our_critic, _, our_iteration = steps(case, case.ours, dim, device)
+    return {"textbook": (critic, iteration), "ours": (our_critic, our_iteration)}
 
 
 # ---- measuring ----
 
 class Operations(TorchDispatchMode):
-    """Counts, in .total, the floating-point operations of every matrix product and convolution that is carried out
-    within, forward, backward or twice backward: 2 for a multiplication and its addition. Products with the zeros of a
-    convolution's own padding are left out, as oneDNN leaves them out (5x5, stride 2, on 8 x 8 pixels: 28 % of all), but
-    not those with zeros that F.pad wrote. Element-wise work is not counted."""
+    """Count the operations of matrix products and convolutions, 2 for a product and its addition.
 
-    def __init__(self):
-        super().__init__()
-        self.total = 0
+    Products with a convolution's own padding are left out, as oneDNN leaves them out (5x5, stride 2,
+    on 8 x 8 pixels: 28 % of all), but not those with zeros that F.pad wrote.
+    """
+    total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -202,7 +197,7 @@ class Operations(TorchDispatchMode):
 
 
 def share_inside(function, args, out):
-    """Which share of a convolution's products is with pixels, not with padding; 1 for a matrix product."""
+    """Return the share of products that is not with padding. 1 for a matrix product."""
     if function._overloadpacket == torch.ops.aten.convolution:
         (x, weight, _, stride, padding, dilation, transposed), y = args[:7], out
     elif function._overloadpacket == torch.ops.aten.convolution_backward:
@@ -225,71 +220,78 @@ def operations(function):
 
 
 def seconds(functions, rounds, device, clock=time.perf_counter):
-    """Median seconds of each function, called in turn, round after round, after one round that does not count."""
+    """Return the median seconds of functions called in turn. The first round does not count."""
     times = [[] for _ in functions]
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(rounds + 1):
         for function, found in zip(functions, times):
-            if device == "cuda":
-                torch.cuda.synchronize()
+            wait()
             start = clock()
             function()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            wait()
             found.append(clock() - start)
     return [statistics.median(found[1:]) for found in times]
 
 
 def matrix_rate(rounds, device, clock=time.perf_counter):
-    """Operations a second in the product of two large float32 matrices (with TF32 on a GPU that has it)."""
+    """Return the operations a second of a large float32 matrix product (TF32 on a GPU that has it)."""
     n = 8192 if device == "cuda" else 2048
     a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
     return 2 * n ** 3 / seconds([lambda: a @ b], rounds, device, clock)[0]
 
 
-def hardware(device, clock):
-    name = runs.hardware(device)
-    if device == "cpu":
+def heading(args, *columns, more=""):
+    """Print the hardware and the head of a table."""
+    name = runs.hardware(args.device)
+    if args.device == "cpu":
         name += f", threads: {torch.get_num_threads()}"
-    if clock is time.process_time:
+    if args.clock is time.process_time:
         name += ", processor time"
-    return f"{name}; torch {torch.__version__}; {datetime.date.today()}"
+    name += f"; torch {torch.__version__}; {datetime.date.today()}"
+    print(f"{name}; medians of {args.rounds} rounds{more}\n")
+    row(*columns)
+    print("|---" * len(columns) + "|")
+
+
+def row(*cells):
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def compare(args):
+    """Compare the textbook step with ours."""
     rate = matrix_rate(args.rounds, args.device, args.clock)
-    print(f"{hardware(args.device, args.clock)}; medians of {args.rounds} rounds; "
-          f"matrix product: {rate / 1e9:,.0f} GFLOP/s\n")
-    print("| networks | step | critic step, ms | ratio | iteration, ms | ratio | GFLOP an iteration | "
-          "share of the matrix rate |")
-    print("|---|---|---|---|---|---|---|---|")
+    heading(args, "networks", "step", "critic step, ms", "ratio", "iteration, ms", "ratio", "GFLOP an iteration",
+            "share of the matrix rate", more=f"; matrix product: {rate / 1e9:,.0f} GFLOP/s")
     for name in args.only:
         case = CASES[name]
         dim = args.dim or case.dim
         found = candidates(case, dim, args.device)
-        steps, iterations = zip(*found.values())
-        critic_times, times = [seconds(what, args.rounds, args.device, args.clock) for what in (steps, iterations)]
-        for label, step_time, time_taken, iteration in zip(found, critic_times, times, iterations):
+        critics, iterations = zip(*found.values())
+        critic_times = seconds(critics, args.rounds, args.device, args.clock)
+        times = seconds(iterations, args.rounds, args.device, args.clock)
+        for label, critic, taken, iteration in zip(found, critic_times, times, iterations):
             count = operations(iteration)
-            print(f"| {case.title}, width {dim} | {label} | {step_time * 1e3:.1f} | {critic_times[0] / step_time:.2f} "
-                  f"| {time_taken * 1e3:.1f} | {times[0] / time_taken:.2f} | {count / 1e9:.1f} "
-                  f"| {100 * count / time_taken / rate:.0f} % |", flush=True)
+            row(f"{case.title}, width {dim}", label, f"{critic * 1e3:.1f}", f"{critic_times[0] / critic:.2f}",
+                f"{taken * 1e3:.1f}", f"{times[0] / taken:.2f}", f"{count / 1e9:.1f}",
+                f"{100 * count / taken / rate:.0f} %")
 
 
 def compare_methods(args):
-    """An iteration of the CIFAR DCGAN under each of Figure 3's methods, in turn."""
-    steps, case = {}, CASES["dcgan"]
+    """Compare an iteration of the CIFAR DCGAN under three methods of Figure 3."""
+    trainings, case = {}, CASES["dcgan"]
+    x = torch.rand(case.batch, *case.shape, device=args.device) * 2 - 1
+    latents = lambda m: (torch.randn(m, case.latent, device=args.device),)
     for name in ("wgan-gp", "wgan", "dcgan"):
-        method = wgan_gp.METHODS[name]
-        G, D = case.ours[0](args.dim or case.dim), case.ours[1](args.dim or case.dim, None if method.lam else "batch")
-        G, D = G.to(args.device), D.to(args.device)
-        x = torch.rand(case.batch, *case.shape, device=args.device) * 2 - 1
-        steps[name] = wgan_gp.train(G, D, itertools.repeat((x,)), lambda m: (torch.randn(m, case.latent, device=args.device),),
-                                    method.make_optimizer(G), method.make_optimizer(D), method)
-    times = seconds([lambda step=step: next(step) for step in steps.values()], args.rounds, args.device, args.clock)
-    print(f"{hardware(args.device, args.clock)}; medians of {args.rounds} rounds\n")
-    print("| method | critic steps | iteration, ms | of DCGAN's |\n|---|---|---|---|")
-    for name, time_taken in zip(steps, times):
-        print(f"| {name} | {wgan_gp.METHODS[name].n_critic} | {time_taken * 1e3:.0f} | {time_taken / times[-1]:.1f} |")
+        method, norm = wgan_gp.METHODS[name], {"wgan-gp": None}.get(name, "batch")
+        G = models.cifar_generator(args.dim or case.dim).to(args.device)
+        D = models.cifar_critic(args.dim or case.dim, norm).to(args.device)
+        trainings[name] = wgan_gp.train(G, D, itertools.repeat(x), latents, method.make_optimizer(G),
+                                        method.make_optimizer(D), method)
+    nexts = [partial(next, training) for training in trainings.values()]
+    times = seconds(nexts, args.rounds, args.device, args.clock)
+    heading(args, "method", "critic steps", "iteration, ms", "of DCGAN's")
+    for name, taken in zip(trainings, times):
+        row(name, wgan_gp.METHODS[name].n_critic, f"{taken * 1e3:.0f}", f"{taken / times[-1]:.1f}")
 
 
 # ---- cost as work grows ----
@@ -305,74 +307,74 @@ GROWTH = [("batch", [(m, 64, 32) for m in (16, 32, 64, 128, 256)]),  # (batch, w
 
 
 def growth(args):
-    print(f"{hardware(args.device, args.clock)}; medians of {args.rounds} rounds\n")
-    print("| grows | batch | width | side | seconds an iteration | GFLOP | GFLOP/s | memory, MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    heading(args, "grows", "batch", "width", "side", "seconds an iteration", "GFLOP", "GFLOP/s", "memory, MB")
     for what, rows in GROWTH:
         for batch, dim, side in rows:
-            row = cost(args, "growth", batch, dim, side)
-            print(f"| {what} | {batch} | {dim} | {side} | {row['seconds']:.3f} | {row['operations'] / 1e9:.1f} | "
-                  f"{row['operations'] / row['seconds'] / 1e9:.0f} | {row['bytes'] / 1e6:.0f} |", flush=True)
+            found = cost(args, "growth", batch, dim, side)
+            row(what, batch, dim, side, f"{found['seconds']:.3f}", f"{found['operations'] / 1e9:.1f}",
+                f"{found['operations'] / found['seconds'] / 1e9:.0f}", f"{found['bytes'] / 1e6:.0f}")
 
 
 def lsun(args):
-    print(f"{hardware(args.device, args.clock)}; medians of {args.rounds} rounds\n")
-    print("| architecture | pixels | weights of G | of D | seconds an iteration | GFLOP | memory, GB |")
-    print("|---|---|---|---|---|---|---|")
+    heading(args, "architecture", "pixels", "weights of G", "of D", "seconds an iteration", "GFLOP", "memory, GB")
     for name, side in [*((name, 64) for name in models.LSUN), ("resnet", 128)]:
-        row = cost(args, name, 64, args.dim or 64, side)
-        G, D = row["weights"]
-        print(f"| {name} | {side} | {G:,} | {D:,} | {row['seconds']:.3g} | {row['operations'] / 1e9:,.0f} | "
-              f"{row['bytes'] / 1e9:.2f} |", flush=True)
+        found = cost(args, name, 64, args.dim or 64, side)
+        G, D = found["weights"]
+        row(name, side, f"{G:,}", f"{D:,}", f"{found['seconds']:.3g}", f"{found['operations'] / 1e9:,.0f}",
+            f"{found['bytes'] / 1e9:.2f}")
 
 
-def cost(args, *row):
-    """What a row of --growth or --lsun costs, from a process of its own, so that none sees the memory of another."""
-    command = [sys.executable, __file__, "--rounds", str(args.rounds), "--device", args.device, "--row", *map(str, row),
-               *["--cpu-time"] * (args.clock is time.process_time)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def cost(args, *what):
+    """Return what a row of --growth or --lsun costs, from a process of its own."""
+    command = [sys.executable, __file__, "--rounds", args.rounds, "--device", args.device, "--row", *what]
+    if args.clock is time.process_time:
+        command.append("--cpu-time")
+    return json.loads(subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def print_cost(args):
+    """Print what one iteration costs, as JSON, for cost()."""
     name, batch, dim, side = args.row[0], *map(int, args.row[1:])
     if name in models.LSUN:
         channels, (make_G, make_D), size = 3, models.LSUN[name], {"size": side} if name == "resnet" else {}
-        ours = partial(make_G, **size), partial(make_D, norm="layer", **size)
+        networks = partial(make_G, **size), partial(make_D, norm="layer", **size)
     else:
-        channels, *ours = IMAGE_NETWORKS[side]
-    case = Case("", dim, batch, batch, (channels, side, side), models.LATENT, (), tuple(ours))
+        channels, *networks = IMAGE_NETWORKS[side]
+    case = Case("", dim, batch, batch, (channels, side, side), models.LATENT, (), networks)
     before = runs.peak_memory(args.device)
-    G, D, opt_G, opt_D, x, z, _ = parts(case, case.ours, dim, args.device)
-    steps = lambda: wgan_gp.critic_step(G, D, opt_D, x, z), lambda: wgan_gp.generator_step(G, D, opt_G, z)
-    iteration = lambda critic, generator: N_CRITIC * critic + generator
-    found = iteration(*seconds(steps, args.rounds, args.device, args.clock))
+    networks, *both, _ = steps(case, networks, dim, args.device)
+    critic, generator = seconds(both, args.rounds, args.device, args.clock)
     memory = runs.peak_memory(args.device) - before
-    print(json.dumps({"seconds": found, "bytes": memory, "operations": iteration(*map(operations, steps)),
-                      "weights": [sum(w.numel() for w in network.parameters()) for network in (G, D)]}))
+    print(json.dumps({
+        "seconds": N_CRITIC * critic + generator, "bytes": memory,
+        "operations": N_CRITIC * operations(both[0]) + operations(both[1]),
+        "weights": [sum(w.numel() for w in network.parameters()) for network in networks]}))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="which networks (default all)")
-    parser.add_argument("--dim", type=int, help="width of the networks (default: 512, 64 and 128)")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds, of which medians are taken (default 9)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--methods", action="store_true", help="WGAN-GP, clipping and DCGAN on the CIFAR networks")
-    parser.add_argument("--growth", action="store_true", help="how seconds and memory grow, for the DCGAN")
-    parser.add_argument("--cpu-time", dest="clock", action="store_const", const=time.process_time,
-                        default=time.perf_counter,
-                        help="the processor's time, not the wall's: for a shared machine, 1 thread")
-    parser.add_argument("--lsun", action="store_true", help="what Figure 2's and Figure 4's networks cost")
-    parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)  # for cost(): networks, batch, width, side
+    add, gpu = parser.add_argument, torch.cuda.is_available()
+    add("--only", nargs="+", choices=CASES, default=list(CASES), help="which networks (default all)")
+    add("--dim", type=int, help="width of the networks (default: 512, 64 and 128)")
+    add("--rounds", type=int, default=9, help="rounds, of which medians are taken (default 9)")
+    add("--device", choices=["cpu", "cuda"], default="cuda" if gpu else "cpu")
+    add("--methods", action="store_true", help="WGAN-GP, clipping and DCGAN on the CIFAR networks")
+    add("--growth", action="store_true", help="how seconds and memory grow, for the DCGAN")
+    add("--cpu-time", dest="clock", action="store_const", const=time.process_time, default=time.perf_counter,
+        help="the processor's time, not the wall's: for a shared machine, 1 thread")
+    add("--lsun", action="store_true", help="what Figure 2's and Figure 4's networks cost")
+    add("--row", nargs=4, help=argparse.SUPPRESS)  # for cost(): networks, batch, width, side
     args = parser.parse_args()
     if args.rounds < 1 or (args.dim is not None and args.dim < 1):
         parser.error("--rounds and --dim are at least 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not gpu:
         parser.error("--device cuda: torch sees no GPU here")
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, for every candidate and the matrix product alike
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, for all
     torch.manual_seed(0)
-    (print_cost if args.row else growth if args.growth else lsun if args.lsun else
-     compare_methods if args.methods else compare)(args)
+    for asked, measure in [(args.row, print_cost), (args.growth, growth), (args.lsun, lsun),
+                           (args.methods, compare_methods), (True, compare)]:
+        if asked:
+            return measure(args)
 
 
 if __name__ == "__main__":

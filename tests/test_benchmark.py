@@ -22,21 +22,21 @@ def penalised(D, x, x_tilde):
 
 
 def test_operations_of_a_two_layer_critic_by_hand():
-    """Layers n to h to 1. Each of the 3 passes costs 1 forward, real and generated 1 more for the weights, and for
-    the inputs only of the second layer. The penalty: gradient to the inputs, then of that both factors again.
+    """Layers n to h to 1. Each of the 3 passes costs 1 forward, real and generated 1 more for the
+    weights, and for the second layer's inputs. The penalty: its gradient, and both factors again.
     """
     m, n, h = 8, 6, 5
     first, second = 2 * m * n * h, 2 * m * h
     x, x_tilde = pair((n,), m)
     D = nn.Sequential(nn.Linear(n, h), models.ReLU(), nn.Linear(h, 1)).double()
     forward, to_weights = first + second, first + second
-    # Within the penalty the constant 1/m that begins the backward pass needs no gradient of its own: to the second
-    # layer there is one product for its weights, to the first one for its weights and one for what came from above.
+    # The constant 1/m that begins the penalty's backward pass needs no gradient: the second layer has one
+    # product, for its weights, and the first has one more, for what came from above.
     penalty = forward + (first + second) + (2 * first + second)
     expected = 2 * (forward + to_weights + second) + penalty
     assert benchmark.operations(lambda: penalised(D, x, x_tilde)) == expected
     textbook = nn.Sequential(nn.Linear(n, h), nn.ReLU(), nn.Linear(h, 1)).double()
-    # relu's second derivative, a tensor of zeros, goes on back through the first layer: to its weights and to x_hat
+    # The zeros of relu's second derivative go back through the first layer, to its weights and x_hat
     assert benchmark.operations(lambda: penalised(textbook, x, x_tilde)) == expected + 2 * first
 
 
@@ -51,9 +51,8 @@ def test_operations_of_a_convolution_leave_out_its_padding():
     assert benchmark.operations(lambda: deconv(torch.randn(3, 7, 4, 4))) == forward
 
 
-def test_a_deep_critic_without_a_second_derivative_costs_ten_forward_passes_and_with_zeros_for_one_twelve():
-    """Real and generated: forward, weights, inputs. Between: forward, inputs, and of that both factors; the textbook's
-    zeros, weights and inputs once more."""
+def test_a_deep_critic_costs_ten_forward_passes_or_twelve_with_zeros_for_a_second_derivative():
+    """Real, generated: forward, weights, inputs. Between: forward, inputs, both factors. Zeros: twice more."""
     x, x_tilde = pair((16,), m=32)
     for activation, passes in [(models.ReLU, 10), (nn.ReLU, 12)]:
         layers = [layer for _ in range(50) for layer in (nn.Linear(16, 16), activation())]
@@ -64,7 +63,8 @@ def test_a_deep_critic_without_a_second_derivative_costs_ten_forward_passes_and_
 
 def test_seconds_are_taken_in_turn_and_the_first_round_does_not_count():
     order, now = [], iter(range(1000))
-    found = benchmark.seconds([lambda: order.append("a"), lambda: order.append("b")], 2, "cpu", lambda: next(now))
+    functions = [lambda: order.append("a"), lambda: order.append("b")]
+    found = benchmark.seconds(functions, 2, "cpu", lambda: next(now))
     assert order == ["a", "b"] * 3 and found == [1, 1]
 
 
@@ -114,9 +114,9 @@ def test_no_critic_carries_a_second_derivative_of_zeros_through_its_layers(D, sh
         assert (g is None) == name.endswith("bias")
 
 
-@pytest.mark.parametrize("flags, rows", [(["--only", "toy", "dcgan", "--dim", "2"], 4), (["--methods", "--dim", "2"], 3)])
+@pytest.mark.parametrize("flags, rows", [("--only toy dcgan --dim 2", 4), ("--methods --dim 2", 3)])
 def test_the_tables_have_a_row_for_each_candidate(flags, rows, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--rounds", "1", "--device", "cpu", *flags])
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--rounds", "1", "--device", "cpu", *flags.split()])
     monkeypatch.setattr(benchmark, "matrix_rate", lambda *_: 1e9)
     benchmark.main()
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
@@ -125,7 +125,8 @@ def test_the_tables_have_a_row_for_each_candidate(flags, rows, monkeypatch, caps
 
 def test_what_figure_2s_networks_cost(monkeypatch, capsys):
     """Of one row, in this process; and the table, of rows that cost nothing."""
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--rounds", "1", "--device", "cpu", "--row", "resnet", "2", "4", "128"])
+    command = "benchmark.py --rounds 1 --device cpu --row resnet 2 4 128"
+    monkeypatch.setattr("sys.argv", command.split())
     benchmark.main()
     row = json.loads(capsys.readouterr().out)
     networks = models.resnet_generator(4, 128), models.resnet_critic(4, size=128)

@@ -1,6 +1,7 @@
 """train_random_architectures.py: the set, its networks and methods, a run's result, the tables by brute force."""
 import argparse
 import functools
+import itertools
 import json
 import math
 import random
@@ -16,7 +17,6 @@ from torch import nn
 import data
 import inception
 import models
-import runs
 import train_random_architectures as script
 import wgan_gp
 from conftest import ctrl_c_after
@@ -25,8 +25,6 @@ SCRIPT = "train_random_architectures.py"
 SMALL = ["--data", "shapes", "--batch-size", "4", "--divide-filters", "32", "--score-samples", "0"]
 NONLINEARITIES = ["ReLU", "LeakyReLU", script.SMOOTH, "tanh"]
 METHODS = ["gan", "wgan-gp"]
-
-
 ARCHITECTURES = functools.cache(script.architectures)
 
 
@@ -44,51 +42,29 @@ def row(activation="ReLU", depth=4, norm=True, filters=32, **others):
     return {f"{name} ({network})": value for name, value in both.items() for network in "GD"} | others
 
 
-def flags(architecture, method, divide=1, **others):
-    """The flags of a run of this row of Table 1."""
-    args = dict(index=script.architectures(0).index(architecture), seed=0, method=method, divide_filters=divide,
-                activation=None, one_sided=False, device="cpu") | others
-    return argparse.Namespace(**args)
-
-
-def networks(architecture, method, divide=1, **others):
-    """G, D and the method that trains them."""
-    args = flags(architecture, method, divide, **others)
+def networks(architecture, method, divide=32, activation=None, one_sided=False):
+    """G, D and the method that trains them, of a run of this row of Table 1."""
+    args = argparse.Namespace(index=script.architectures(0).index(architecture), seed=0, method=method, device="cpu",
+                              divide_filters=divide, activation=activation, one_sided=one_sided)
     return script.generator(args)[0], *script.critic(args)
 
 
 # ---- the set ----
 
-def test_table_1_implies_9216_architectures():
-    everything = script.architectures(0)
-    assert len(everything) == 4 * 4 * 4 * 4 * 2 * 2 * 3 * 3 == 9216
-    assert len({tuple(a.items()) for a in everything}) == 9216
-    assert all(a[name] in values for a in everything[:200] for name, values in script.TABLE_1.items())
-    assert row(script.SMOOTH, 20, False, 128) in everything and row("elu") not in everything
-
-
-def test_architecture_i_of_a_seed_never_changes():
-    smooth = script.SMOOTH
-    assert [list(a.values()) for a in script.architectures(0)[:3]] == [
-        [smooth, "LeakyReLU", 20, 20, False, False, 64, 64],
-        ["LeakyReLU", "ReLU", 12, 4, True, False, 128, 32],
-        ["tanh", "ReLU", 4, 4, True, False, 128, 32]]
-    assert list(script.architectures(0)[199].values()) == [smooth, "tanh", 12, 4, False, False, 32, 64]
-    assert script.architectures(1)[:200] != script.architectures(0)[:200]
-
-
-def test_the_order_depends_on_nothing_but_the_first_random_numbers_of_the_seed():
-    """By selection: architecture 0 is the one whose number is the smallest, and so on."""
-    draw = random.Random(5)
-    numbers = [draw.random() for _ in range(9216)]
-    in_order = [dict(zip(script.TABLE_1, (a, b, c, d, e, f, g, h)))
-                for a in NONLINEARITIES for b in NONLINEARITIES for c in (4, 8, 12, 20) for d in (4, 8, 12, 20)
-                for e in (True, False) for f in (True, False) for g in (32, 64, 128) for h in (32, 64, 128)]
-    found = script.architectures(5)
+def test_table_1_implies_9216_architectures_in_an_order_that_depends_on_the_seed_alone():
+    """By selection: architecture 0 is the one whose random number is the smallest, and so on."""
+    both = itertools.product(NONLINEARITIES, NONLINEARITIES, (4, 8, 12, 20), (4, 8, 12, 20), (True, False),
+                             (True, False), (32, 64, 128), (32, 64, 128))
+    in_order = [dict(zip(script.TABLE_1, values)) for values in both]
+    found, draw = script.architectures(5), random.Random(5)
+    numbers = [draw.random() for _ in in_order]
+    assert len(found) == 9216 and sorted(map(str, found)) == sorted(map(str, in_order))
     for i in range(3):
-        smallest = min(range(9216), key=lambda j: numbers[j])
+        smallest = numbers.index(min(numbers))
         assert found[i] == in_order[smallest]
         numbers[smallest] = 2
+    first = [script.SMOOTH, "LeakyReLU", 20, 20, False, False, 64, 64]
+    assert list(script.architectures(0)[0].values()) == first and found[:200] != script.architectures(0)[:200]
 
 
 def test_the_paper_says_200_in_every_row_of_table_5():
@@ -113,10 +89,9 @@ def test_commands_train_every_architecture_both_ways_with_the_flags_given(call):
     for line, (i, method) in zip(lines, [(i, m) for i in "012" for m in METHODS]):
         assert line[:2] == ["python", SCRIPT] and line[-4:] == ["--index", i, "--method", method]
         assert line[-7:-4] == ["--data", "some photos", "--iterations=7"] and "--commands" not in line
-    _, stdout, _ = call(SCRIPT, "--commands", 3, "--one-sided")
-    assert stdout.count("--method wgan-gp") == stdout.count("--one-sided") == len(stdout.splitlines()) == 3
-    _, stdout, _ = call(SCRIPT, "--commands", 3, "--method", "gan")
-    assert stdout.count("--method gan") == stdout.count("--method") == 3
+    for flags, counted in ((["--one-sided"], "--method wgan-gp"), (["--method", "gan"], "--method gan")):
+        _, stdout, _ = call(SCRIPT, "--commands", 3, *flags)
+        assert stdout.count(flags[0]) == stdout.count(counted) == len(stdout.splitlines()) == 3
 
 
 # ---- networks ----
@@ -125,17 +100,18 @@ def test_commands_train_every_architecture_both_ways_with_the_flags_given(call):
 def test_a_row_gets_its_nonlinearities_norms_and_widths(method, norm):
     different = row() | {"Nonlinearity (G)": "tanh", "Nonlinearity (D)": script.SMOOTH, "Depth (G)": 8, "Depth (D)": 12,
                          "Base filter count (G)": 64, "Base filter count (D)": 128}
-    G, D, _ = networks(different, method, 32)
+    G, D, _ = networks(different, method)
+    batch_norms = nn.BatchNorm1d, nn.BatchNorm2d
     of = lambda network, kind: [m for m in network if isinstance(m, kind)]
     assert len(of(G, nn.Tanh)) == 8 and len(of(D, models.ShiftedSoftplus)) == 11 and not of(G, models.ShiftedSoftplus)
-    assert len(of(G, (nn.BatchNorm1d, nn.BatchNorm2d))) == 7 and len(of(D, norm)) == 10
+    assert len(of(G, batch_norms)) == 7 and len(of(D, norm)) == 10
     assert not of(D, {nn.BatchNorm2d: nn.GroupNorm, nn.GroupNorm: nn.BatchNorm2d}[norm])
     assert G[-2].in_channels == 2 and D[0].out_channels == 4  # 64/32 and 128/32
     for G_norm, D_norm in [(True, False), (False, True)]:
-        G, D, _ = networks(different | {"Batch norm (G)": G_norm, "Batch norm (D)": D_norm}, method, 32)
-        assert bool(of(G, (nn.BatchNorm1d, nn.BatchNorm2d))) == G_norm and bool(of(D, norm)) == D_norm
+        G, D, _ = networks(different | {"Batch norm (G)": G_norm, "Batch norm (D)": D_norm}, method)
+        assert bool(of(G, batch_norms)) == G_norm and bool(of(D, norm)) == D_norm
     for name, kind in [("elu", nn.ELU), ("softplus", models.ShiftedSoftplus)]:  # Appendix D: in both networks
-        G, D, _ = networks(different, method, 32, activation=name)
+        G, D, _ = networks(different, method, activation=name)
         assert len(of(G, kind)) == 7 and len(of(G, nn.Tanh)) == 1 and isinstance(G[-1], nn.Tanh)
         assert len(of(D, kind)) == 11 and len(of(D, (nn.ELU, models.ShiftedSoftplus))) == 11
 
@@ -143,7 +119,7 @@ def test_a_row_gets_its_nonlinearities_norms_and_widths(method, norm):
 def test_all_200_build():
     """At 1/32 of the width. The methods' networks differ only in the norm, so each gets every other row."""
     for i, architecture in enumerate(script.architectures(0)[:200]):
-        G, D, _ = networks(architecture, METHODS[i % 2], 32)
+        G, D, _ = networks(architecture, METHODS[i % 2])
         for network, name in [(G, "G"), (D, "D")]:
             layers = [m for m in network if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
             assert len(layers) == architecture[f"Depth ({name})"]
@@ -152,38 +128,26 @@ def test_all_200_build():
             assert x_tilde.shape == (2, 3, 32, 32) and D(x_tilde).shape == (2,)
 
 
-def second_derivatives(activation, *points):
-    x = torch.tensor(points, dtype=torch.float64, requires_grad=True)
-    first, = torch.autograd.grad(activation(x).sum(), x, create_graph=True)
-    return torch.autograd.grad(first.sum(), x)[0].tolist()
-
-
 def test_elus_second_derivative_jumps_where_the_smooth_ones_does_not():
-    left, right = second_derivatives(nn.ELU(), -1e-7, 1e-7)
-    assert left == pytest.approx(1, abs=1e-6) and right == 0
+    def second(activation, point):  # just below the point, and just above
+        x = torch.tensor([point - 1e-7, point + 1e-7], dtype=torch.float64, requires_grad=True)
+        first, = torch.autograd.grad(activation(x).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.sum(), x)[0].tolist()
+    assert second(nn.ELU(), 0.0) == pytest.approx([1, 0], abs=1e-6)
     for point in (0.0, -1.0, 9.0):  # 2x + 2 = 20, at 9, is where torch's softplus becomes the identity
-        left, right = second_derivatives(models.ShiftedSoftplus(), point - 1e-7, point + 1e-7)
+        left, right = second(models.ShiftedSoftplus(), point)
         assert left == pytest.approx(right, abs=1e-6)
 
 
 # ---- methods ----
 
-def test_the_optimizers_are_appendix_bs():
-    for method, lr, betas, n_critic, lam in [("gan", 2e-4, (0.5, 0.999), 1, 0), ("wgan-gp", 1e-4, (0, 0.9), 5, 10)]:
-        _, D, trained_with = networks(row(), method, 32)
-        optimizer = trained_with.make_optimizer(D)
-        assert isinstance(optimizer, torch.optim.Adam) and optimizer.defaults["weight_decay"] == 0
-        assert (optimizer.defaults["lr"], optimizer.defaults["betas"]) == (lr, betas)
-        assert (trained_with.n_critic, trained_with.lam, trained_with.one_sided) == (n_critic, lam, False)
-    assert networks(row(), "wgan-gp", 32, one_sided=True)[2].one_sided
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_weight_decay_adds_a_thousandth_of_the_weights_to_the_gradient_where_d_is_normalised(method):
     torch.manual_seed(0)
     x, z = torch.rand(4, 3, 32, 32).double(), torch.randn(4, 128).double()
-    for norm in (True, False):
-        G, D, trained_with = networks(row(norm=norm), method, 32)
+    for norm, one_sided in ((True, False), (False, method == "wgan-gp")):
+        G, D, trained_with = networks(row(norm=norm), method, one_sided=one_sided)
+        assert trained_with.one_sided == one_sided
         G, D, gradients = G.double(), D.double(), []
         for this in (trained_with, trained_with._replace(critic_term=lambda D, x, *y: 0.0)):
             torch.manual_seed(1)  # the same points x_hat
@@ -201,47 +165,32 @@ def test_the_gradient_of_the_penalty_is_its_finite_difference(activation, norm):
     torch.manual_seed(3)
     D = models.variant_critic(2, 8, script.NONLINEARITIES[activation], norm).double()
     x, x_tilde = torch.randn(2, 3, 3, 32, 32, dtype=torch.float64)
-    parameters = list(D.parameters())
-    middle, directions = [w.detach().clone() for w in parameters], [torch.randn_like(w) for w in parameters]
+    weights, h = list(D.parameters()), 1e-7
+    directions = [torch.randn_like(w) for w in weights]
 
     def penalty(step):
-        with torch.no_grad():
-            for w, m, direction in zip(parameters, middle, directions):
-                w.copy_(m + step * direction)
+        for w, direction in zip(weights, directions):
+            w.data += step * direction
         torch.manual_seed(4)  # the same eps
         return wgan_gp.gradient_penalty(D, x, x_tilde)
-    gradients = torch.autograd.grad(penalty(0), parameters, allow_unused=True)
-    along = sum((g * d).sum().item() for g, d in zip(gradients, directions) if g is not None)
-    h = 1e-7
-    difference = (penalty(h) - penalty(-h)).item() / (2 * h)
+    gradients = torch.autograd.grad(penalty(0), weights, materialize_grads=True)
+    along = sum((g * direction).sum().item() for g, direction in zip(gradients, directions))
+    difference = (penalty(h) - penalty(-2 * h)).item() / (2 * h)
     assert along == pytest.approx(difference, rel=1e-4) and abs(along) > 1e-3
 
 
-def assert_fine(architecture, method, divide, **others):
-    """The gradients of a critic step and then of a generator step are finite, and not all of them are 0."""
-    torch.manual_seed(0)
-    G, D, trained_with = networks(architecture, method, divide, **others)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [5, pytest.param(200, marks=pytest.mark.slow)])
+def test_all_200_have_finite_gradients_at_the_start(method, n):
+    """At an eighth of the width. Of a critic step and then of a generator step. Not all of them are 0."""
     x, z = torch.rand(8, 3, 32, 32) * 2 - 1, torch.randn(8, 128)
-    wgan_gp.critic_step(G, D, trained_with.make_optimizer(D), x, z, method=trained_with)
-    gradients = [w.grad for w in D.parameters() if w.grad is not None]
-    wgan_gp.generator_step(G, D, trained_with.make_optimizer(G), z, method=trained_with)
-    for some in gradients, [w.grad for w in G.parameters()]:
-        assert all(g.isfinite().all() for g in some) and any(g.abs().max() > 0 for g in some), (architecture, method)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_both_methods_take_a_step(method):
-    for activation, depth, norm in [("ReLU", 20, False), ("tanh", 20, False), (script.SMOOTH, 20, True)]:
-        assert_fine(row(activation, depth, norm), method, 16)
-    assert_fine(row("ReLU", 12), method, 16, activation="elu")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_all_200_have_finite_gradients_at_the_start(method):
-    """At an eighth of the width."""
-    for architecture in script.architectures(0)[:200]:
-        assert_fine(architecture, method, 8)
+    for architecture in script.architectures(0)[:n]:
+        G, D, trained_with = networks(architecture, method, 8)
+        wgan_gp.critic_step(G, D, trained_with.make_optimizer(D), x, z, method=trained_with)
+        gradients = [w.grad for w in D.parameters() if w.grad is not None]
+        wgan_gp.generator_step(G, D, trained_with.make_optimizer(G), z, method=trained_with)
+        for some in gradients, [w.grad for w in G.parameters()]:
+            assert all(g.isfinite().all() for g in some) and any(g.abs().max() > 0 for g in some), architecture
 
 
 # ---- one run ----
@@ -349,18 +298,16 @@ def table_rows(stdout, measure):
 
 def test_table_counts_by_brute_force(call, tmp_path):
     draw, scores = random.Random(0), {}
-    for i in range(30):
-        for method in METHODS:
-            if (i, method) in [(3, "gan"), (4, "wgan-gp"), (5, "gan"), (5, "wgan-gp")]:
-                continue  # no such run yet
-            scores[i, method] = round(draw.uniform(0.9, 9.1), 1)
-            if (i, method) in [(8, "gan"), (9, "wgan-gp")]:
-                scores[i, method] = 0  # it diverged: below every threshold
-            made_up(tmp_path, f"{i:03d}-{method}", scores[i, method] or None, diverged=not scores[i, method])
+    for i, method in itertools.product(range(30), METHODS):
+        scores[i, method] = round(draw.uniform(0.9, 9.1), 1)
+    for missing in [(3, "gan"), (4, "wgan-gp"), (5, "gan"), (5, "wgan-gp")]:
+        del scores[missing]
+    scores[8, "gan"] = scores[9, "wgan-gp"] = 0  # it diverged: below every threshold
+    scores[10, "gan"] = 3.0  # exactly at a threshold: not above
+    for (i, method), score in scores.items():
+        made_up(tmp_path, f"{i:03d}-{method}", score or None, diverged=not score)
     made_up(tmp_path, "006-wgan-gp-one-sided", 9.9)  # not of Table 2
     made_up(tmp_path, "007-gan-elu", 9.9)
-    scores[10, "gan"] = 3.0  # exactly at a threshold: not above
-    made_up(tmp_path, "010-gan", 3.0)
     made_up(tmp_path, "011-gan", None)  # it was trained without the weights
     code, stdout, stderr = call(SCRIPT, "--table", "--out", tmp_path)
     assert code == 0, stderr
@@ -369,19 +316,17 @@ def test_table_counts_by_brute_force(call, tmp_path):
     found = table_rows(stdout, "inception_score")
     assert list(found) == script.THRESHOLDS["inception_score"].tolist()
     for (threshold, line), paper in zip(found.items(), script.TABLE_5.tolist()):
-        only_gan = only_wgan_gp = both = neither = 0
-        for i in pairs:
-            gan, wgan_gp = scores[i, "gan"] > threshold, scores[i, "wgan-gp"] > threshold
-            only_gan += gan and not wgan_gp
-            only_wgan_gp += wgan_gp and not gan
-            both += gan and wgan_gp
-            neither += not gan and not wgan_gp
-        assert line == [only_gan, only_wgan_gp, both, neither, *paper]
+        outcomes = [(scores[i, "gan"] > threshold, scores[i, "wgan-gp"] > threshold) for i in pairs]
+        cells = (True, False), (False, True), (True, True), (False, False)
+        assert line == [*map(outcomes.count, cells), *paper]
     assert "\ngan: 28 runs, diverged: 008\n" in f"\n{stdout}" and "wgan-gp: 28 runs, diverged: 009\n" in stdout
     assert stdout.split()[-1] == str(tmp_path / "figure.png") and Image.open(tmp_path / "figure.png").width > 500
 
 
 def test_without_scores_the_table_is_by_likeness_and_never_called_table_2(call, tmp_path):
+    made_up(tmp_path, "009-gan", 2.0)
+    code, stdout, _ = call(SCRIPT, "--table", "--out", tmp_path)  # of one method alone
+    assert code == 0 and "gan: 1 runs" in stdout and not (tmp_path / "figure.png").exists()
     for i, (gan, wgan_gp) in enumerate([(0.05, 0.65), (0.75, 0.35), (0.55, 0.56), (None, -0.5)]):
         made_up(tmp_path, f"{i:03d}-gan", None, gan, diverged=gan is None)
         made_up(tmp_path, f"{i:03d}-wgan-gp", None, wgan_gp)
@@ -391,12 +336,6 @@ def test_without_scores_the_table_is_by_likeness_and_never_called_table_2(call, 
     found = table_rows(stdout, "pixel_likeness")
     assert found[0.1] == [0, 1, 2, 1] and found[0.6] == [1, 1, 0, 2] and found[0.9] == [0, 0, 0, 4]
     assert found[-0.1] == [0, 0, 3, 1]
-
-
-def test_a_table_of_one_method_alone(call, tmp_path):
-    made_up(tmp_path, "000-gan", 2.0)
-    code, stdout, _ = call(SCRIPT, "--table", "--out", tmp_path)
-    assert code == 0 and "gan: 1 runs" in stdout and not (tmp_path / "figure.png").exists()
 
 
 def test_the_figure_has_the_share_of_architectures_above_each_threshold(monkeypatch):
@@ -421,16 +360,13 @@ def test_the_sign_test_is_the_sum_of_binomial_probabilities():
 
 
 def test_appendices_c_and_d_compare_pairs(call, tmp_path):
-    for i, (two_sided, one_sided) in enumerate([(5, 4), (5, 4), (5, 4), (3, 4), (4, 4), (6, None), (None, 6)]):
-        if two_sided:
-            made_up(tmp_path, f"{i:03d}-wgan-gp", two_sided)
-        if one_sided:
-            made_up(tmp_path, f"{i:03d}-wgan-gp-one-sided", one_sided)
-    made_up(tmp_path, "007-wgan-gp", 3)
-    made_up(tmp_path, "007-wgan-gp-one-sided", None, diverged=True)
-    for i, (smooth, elu) in enumerate([(5, 4), (5, 4), (3, 4)]):
-        made_up(tmp_path, f"{i:03d}-wgan-gp-softplus", None, smooth / 10)
-        made_up(tmp_path, f"{i:03d}-wgan-gp-elu", None, elu / 10)
+    for i, score in enumerate([5, 5, 5, 3, 4, 6, None, 3]):
+        made_up(tmp_path, f"{i:03d}-wgan-gp", score)
+    for i, score in enumerate([4, 4, 4, 4, 4, None, 6, None]):
+        made_up(tmp_path, f"{i:03d}-wgan-gp-one-sided", score, diverged=i == 7)
+    for i, (smooth, elu) in enumerate([(0.5, 0.4), (0.5, 0.4), (0.3, 0.4)]):
+        made_up(tmp_path, f"{i:03d}-wgan-gp-softplus", None, smooth)
+        made_up(tmp_path, f"{i:03d}-wgan-gp-elu", None, elu)
     code, stdout, stderr = call(SCRIPT, "--table", "--out", tmp_path)
     assert code == 0, stderr
     c, d = [line for line in stdout.splitlines() if "Appendix" in line and " of 1 " not in line]
@@ -441,15 +377,14 @@ def test_appendices_c_and_d_compare_pairs(call, tmp_path):
 # ---- mistakes ----
 
 @pytest.mark.parametrize("flags, code, says", [
-    ([], 2, "--index"),
-    (["--index", "1", "--method", "gan", "--one-sided"], 2, "about the penalty"),
-    (["--index", "1", "--method", "gan", "--score-samples", "5"], 2, "10 parts"),
-    (["--list", "0"], 2, "--list"),
-    (["--table"], 1, "no results"),
-    (["--table", "--list", "3"], 2, "not allowed with"),
-])
+    ("", 2, "--index"),
+    ("--index 1 --method gan --one-sided", 2, "about the penalty"),
+    ("--index 1 --method gan --score-samples 5", 2, "10 parts"),
+    ("--list 0", 2, "--list"),
+    ("--table", 1, "no results"),
+    ("--table --list 3", 2, "not allowed with")])
 def test_mistakes_are_one_line(call, tmp_path, flags, code, says):
-    got, _, stderr = call(SCRIPT, *flags, "--out", tmp_path / "a")
+    got, _, stderr = call(SCRIPT, *flags.split(), "--out", tmp_path / "a")
     lines = [line for line in stderr.splitlines() if "usage" not in line and not line.startswith(" ")]
     assert got == code and says in lines[-1] and len(lines) == 1
 

@@ -1,5 +1,4 @@
 """train_swiss_roll.py: its measurements against other ways to compute them, constraints, settings, figure."""
-import argparse
 import csv
 import functools
 
@@ -46,28 +45,13 @@ def test_gradient_norms_are_what_the_chain_rule_gives():
     assert np.allclose(script.gradient_norms(D, x, x_tilde), expected, rtol=1e-12, atol=0)
 
 
-def test_gradient_norms_agree_with_finite_differences_of_the_loss():
-    """Move the first layer's activations of one example: its term of the critic loss, +-D, moves along."""
+@pytest.mark.parametrize("norm", [False, True])
+def test_gradient_norms_agree_with_finite_differences_of_a_batchs_loss(norm):
+    """Move one example's activations after the first layer. With batch norm the scores of all its batch move."""
     torch.manual_seed(1)
-    D = models.toy_critic(dim=5, depth=2).double()
-    x = torch.randn(1, 2).double()
-    head, tail = D[:2], D[2:]
-    h = head(x).detach()
-    steps = 1e-6 * torch.eye(5).double()
-    gradient = (tail(h + steps) - tail(h - steps)).detach() / 2e-6
-    assert script.gradient_norms(D, x, x)[0] == pytest.approx(gradient.norm().item(), rel=1e-8)
-
-
-def batch_normed(dim):
-    """A critic with batch norm before its second ReLU alone."""
-    D = models.toy_critic(dim=dim, depth=2).double()
-    return torch.nn.Sequential(D[0], D[1], D[2], models.batch_norm(dim, flat=True).double(), D[3], D[4])
-
-
-def test_with_batch_norm_the_gradient_is_that_of_the_whole_batchs_loss():
-    """By finite differences: move one example's activations, and the scores of all its batch move."""
-    torch.manual_seed(1)
-    D, expected = batch_normed(5), []
+    D, expected = models.toy_critic(dim=5, depth=2).double(), []
+    if norm:
+        D.insert(3, models.batch_norm(5, flat=True).double())  # before the second ReLU alone
     x, x_tilde = torch.randn(6, 2).double(), torch.randn(6, 2).double()
     for batch in (x, x_tilde):
         h = D[:2](batch).detach()
@@ -77,15 +61,10 @@ def test_with_batch_norm_the_gradient_is_that_of_the_whole_batchs_loss():
             gradient = torch.stack([(D[2:](h + step) - D[2:](h - step)).sum() for step in steps]).detach() / 2e-6
             expected.append(gradient.norm().item())
     assert script.gradient_norms(D, x, x_tilde)[0] == pytest.approx(np.mean(expected), rel=1e-6)
-
-
-def test_with_batch_norm_the_gradient_vanishes_where_all_examples_are_treated_alike():
-    torch.manual_seed(1)
-    D = batch_normed(5)
-    with torch.no_grad():
-        D[3].bias.fill_(10)  # every ReLU after it is alive: what comes out is linear in what batch norm has centred
-    below, above = script.gradient_norms(D, torch.randn(6, 2), torch.randn(6, 2))
-    assert below < 1e-12 and above > 0.1
+    if norm:  # every ReLU after it is alive: what comes out is linear in what batch norm has centred
+        torch.nn.init.constant_(D[3].bias, 10)
+        below, above = script.gradient_norms(D, x, x_tilde)
+        assert below < 1e-12 and above > 0.1
 
 
 def test_gradient_norms_are_measured_in_float64_and_leave_the_critic_alone():
@@ -97,48 +76,36 @@ def test_gradient_norms_are_measured_in_float64_and_leave_the_critic_alone():
     before = [w.clone() for w in D.parameters()]
     norms = script.gradient_norms(D, torch.rand(4, 2), torch.rand(4, 2))
     assert len(norms) == 12 and 0 < norms[0] < 1e-45 and norms[11] > 1e-6
-    assert all(w.dtype == torch.float32 and torch.equal(w, b) and w.grad is None
-               for w, b in zip(D.parameters(), before))
+    for w, old in zip(D.parameters(), before):
+        assert w.dtype == torch.float32 and torch.equal(w, old) and w.grad is None
 
 
-def test_slope_is_that_of_the_exponent():
+def test_slope_is_that_of_the_exponent_and_the_mean_is_geometric():
     assert script.slope([10 ** (0.3 * i - 4) for i in range(12)]) == pytest.approx(0.3)
     assert script.slope([0.0, 1e-4, 1e-2, 1.0]) == pytest.approx(2)  # what vanished altogether is left out
     assert np.isnan(script.slope([0.0, 0.0, 1.0]))
-
-
-def test_geometric_mean_and_share_at_the_bounds():
     assert script.geometric_mean(np.array([np.nan, 1e-3, 0, 1e-5])) == pytest.approx(1e-4)
     assert script.geometric_mean(np.array([0.0, np.nan])) == 0
-    assert script.at_bounds(torch.tensor([0.1, -0.0995, 0.0985, 0.0]), 0.1) == 0.5
 
 
 # ---- constraints ----
 
-def test_l2_norm_clipping_projects_onto_the_ball():
+@pytest.mark.parametrize("constraint", ["l2-clip", "weight-norm"])
+def test_norm_clipping_projects_tensors_and_weight_normalization_rescales_units(constraint):
     torch.manual_seed(3)
     D = models.toy_critic(dim=6, depth=2)
     with torch.no_grad():
         D[0].bias.fill_(1e-3)
     before = [w.clone() for w in D.parameters()]
-    script.clip_norms(D, 0.05)
+    script.rescale(D, constraint, 0.05)
     for w, old in zip(D.parameters(), before):
         rms = old.square().mean().sqrt()
-        assert torch.allclose(w, old if rms <= 0.05 else old * 0.05 / rms)
-        assert w.square().mean().sqrt() <= 0.05 * 1.0001
-
-
-def test_weight_normalization_leaves_each_units_direction_alone():
-    torch.manual_seed(3)
-    D = models.toy_critic(dim=6, depth=2)
-    before = [w.clone() for w in D.parameters()]
-    script.normalize_weights(D, 0.05)
-    for w, old in zip(D.parameters(), before):
-        if w.dim() == 1:
+        if constraint == "l2-clip":
+            torch.testing.assert_close(w, old if rms <= 0.05 else old * 0.05 / rms)
+        elif w.dim() == 1:
             assert torch.equal(w, old)  # biases
         else:
-            for row, was in zip(w, old):
-                torch.testing.assert_close(row, was * 0.05 * len(row) ** 0.5 / was.norm())
+            torch.testing.assert_close(w, old * 0.05 * old.shape[1] ** 0.5 / old.norm(dim=1, keepdim=True))
 
 
 def test_the_decays_are_in_the_critics_loss():
@@ -151,21 +118,23 @@ def test_the_decays_are_in_the_critics_loss():
         assert torch.allclose(gradient, expected) and not method.clip and not method.lam
 
 
-@pytest.mark.parametrize("flags", [
-    ["--constraint", "l2-clip"], ["--constraint", "weight-norm"], ["--constraint", "l2-decay"],
-    ["--constraint", "l1-decay"], ["--batch-norm"]])
-def test_other_constraints_and_batch_norm(call, tmp_path, flags):
-    code, _, stderr = call(*SMALL, "--out", tmp_path, *flags)
+@pytest.mark.parametrize("constraint", ["l2-clip", "weight-norm", "l2-decay", "l1-decay", "batch-norm"])
+def test_other_constraints_and_batch_norm_have_folders_of_their_own(call, tmp_path, monkeypatch, constraint):
+    monkeypatch.chdir(tmp_path)
+    flags = {"batch-norm": ["--batch-norm"]}.get(constraint, ["--constraint", constraint])
+    code, _, stderr = call(*SMALL, *flags)
     assert code == 0, stderr
-    name = f"{flags[-1] if len(flags) == 2 else 'clip'}-0.01"
-    critic = states(tmp_path)[name]["D"].values()
-    if flags[-1] in ("l2-clip", "weight-norm"):
+    found = states(tmp_path / "runs" / f"swiss-roll-{constraint}")
+    state = found["clip-0.01" if constraint == "batch-norm" else f"{constraint}-0.01"]["D"]
+    critic = state.values()
+    if constraint in ("l2-clip", "weight-norm"):
         rms = [w.square().mean().sqrt().item() for w in critic if w.dim() == 2]
         assert rms == pytest.approx([0.01] * 4, rel=1e-2)
-    elif len(flags) == 2:
-        assert max(w.abs().max() for w in critic) > 0.1  # nothing clips
+    elif constraint == "batch-norm":
+        assert all(state[f"{i}.weight"].shape == (8,) for i in (1, 4, 7))  # after the linear layers 0, 3, 6
+        assert len(critic) == 8 + 3 * 2 and len(found["penalty"]["D"]) == 8
     else:
-        assert len(critic) == 8 + 3 * 2 and len(states(tmp_path)["penalty"]["D"]) == 8
+        assert max(w.abs().max() for w in critic) > 0.1  # nothing clips
 
 
 # ---- the script ----
@@ -175,12 +144,10 @@ def test_what_the_four_wgans_are_trained_with(call, tmp_path, monkeypatch):
 
     def train(G, D, batches, latents, opt_G, opt_D, method, iterations, start, seed):
         seen.append(method)
-        (x,), (z,) = next(batches), latents(3)
         assert str(G) == str(models.toy_generator(128, 12)) and str(D) == str(models.toy_critic(128, 12))
-        assert len(x) == 256 and z.shape == (3, 2) and iterations == 600 and seed == 0
-        lr = {group["lr"] for opt in (opt_G, opt_D) for group in opt.param_groups}
-        adam = type(opt_G) is type(opt_D) is torch.optim.Adam
-        assert lr == {method.lr} and adam == bool(method.lam)
+        assert next(batches)[0].shape == (256, 2) and (iterations, seed) == (600, 0)
+        for opt in (opt_G, opt_D):
+            assert opt.param_groups[0]["lr"] == method.lr and isinstance(opt, torch.optim.Adam) == bool(method.lam)
         yield wgan_gp.Step(600, *[torch.zeros(())] * 4)
     monkeypatch.setattr(wgan_gp, "train", train)
     code, _, stderr = call("--out", tmp_path)
@@ -216,20 +183,3 @@ def test_the_figure_its_numbers_and_four_runs(call, tmp_path):
     critic = states(tmp_path)["clip-0.01"]["D"]
     assert max(w.abs().max() for w in critic.values()) <= 0.01
     assert stdout.splitlines()[-1].startswith(f"done: {tmp_path}/figure.png")
-
-
-def test_the_generator_of_a_run_can_be_sampled(call, tmp_path):
-    assert call(*SMALL, "--iterations", "1", "--out", tmp_path)[0] == 0
-    args = argparse.Namespace(**runs.read_config(tmp_path / "penalty")["flags"])
-    G, latents, to_bytes = script.generator(args)
-    G.load_state_dict(states(tmp_path)["penalty"]["G"])
-    samples = wgan_gp.sample(G, latents, 5, convert=to_bytes)
-    assert samples.shape == (1, 3, 300, 300) and samples.dtype == torch.uint8
-
-
-def test_each_variant_has_a_folder_of_its_own(call, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for flags in ([], ["--constraint", "l2-clip"], ["--batch-norm"], ["--data", "8gaussians"]):
-        assert call(*SMALL, "--iterations", "1", *flags)[0] == 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        "swiss-roll", "swiss-roll-8gaussians", "swiss-roll-batch-norm", "swiss-roll-l2-clip"]
