@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def flags(doc, data, iterations, batch_size, threads=None):
@@ -196,7 +196,7 @@ def part(args, name):
     out = Path(args.out, name)
     begun = from_rank_0([path.parent for path in Path(args.out).glob("*/checkpoint.pt")])
     if args.resume and not begun:
-        raise Mistake(f"no checkpoint in {args.out}: leave out --resume, or choose another --out", 2)
+        raise Mistake(f"no checkpoint in {args.out}: give all flags of the run to resume, or leave out --resume", 2)
     resume = args.resume and out in begun  # the other parts start
     return argparse.Namespace(**{**vars(args), "out": str(out), "resume": resume})
 
@@ -214,7 +214,7 @@ def check_out(args, default):
     if others and not saved:
         raise Mistake(f"{out} holds {others[0]} and no checkpoint: choose another --out", 2)
     if args.resume and not saved:
-        raise Mistake(f"no checkpoint in {out}: leave out --resume, or choose another --out", 2)
+        raise Mistake(f"no checkpoint in {out}: give all flags of the run to resume, or leave out --resume", 2)
     if saved and not args.resume:
         raise Mistake(f"{out} already holds a run: add --resume, or choose another --out", 2)
     return out
@@ -388,8 +388,9 @@ class Run:
             return not name.endswith("score"), name not in ("Wasserstein", "held_out_loss")
         for name in sorted(self.latest, key=late):
             more = f"  {name.replace('_', ' ')} {float(self.latest[name]):.4g}"
-            if len(line + more) < 80:
-                line += more
+            if len(line + more) >= 80:
+                break
+            line += more
         say(line.strip(), end="\r" if sys.stderr.isatty() and not last else "\n")
 
     def read_log(self):
@@ -431,7 +432,7 @@ class Run:
             if self.first:
                 path = self.newest()
                 kind = path.parent.name if path.parent != self.out else path.stem
-                say(f"saved iteration {step.iteration} (--resume goes on); {kind}: {path}")
+                say(f"saved iteration {step.iteration} (the same command with --resume goes on); {kind}: {path}")
             sys.exit(128 + stop)
 
     def save(self):

@@ -46,7 +46,8 @@ def load(folder, device):
         raise runs.Mistake(f"there is no folder {folder}; runs here: {', '.join(known[:20]) or 'none'}")
     parts = [path.parent for path in folder.glob("*/config.json")]
     if parts and not (folder / "config.json").exists():
-        raise runs.Mistake(f"{folder} holds {len(parts)} runs: name one of them, such as {min(parts)}")
+        names = ", ".join(sorted(path.name for path in parts))
+        raise runs.Mistake(f"{folder} holds several runs: name one of them ({names})")
     config, here = runs.read_config(folder), Path(__file__).resolve().parent
     script = config["script"]
     if script not in [path.name for path in here.glob("train_*.py")]:

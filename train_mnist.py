@@ -28,7 +28,7 @@ MEASURED = 1_000  # images of each set that a loss is measured on, at most
 
 
 def parse():
-    parser = runs.flags(__doc__, data="mnist", iterations=None, batch_size=50)
+    parser = runs.flags(__doc__, data="mnist", iterations=None, batch_size=50, threads=1)
     add = parser.add_argument
     add("--method", choices=LABELS, help="(default: both, with --subset 0 wgan-gp)")
     add("--subset", type=runs.whole(0), default=1_000, metavar="N",

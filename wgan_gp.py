@@ -189,17 +189,17 @@ class Method(NamedTuple):
 
 
 # Minus half of equation 1 on logits, with the generator loss of Section 2.1, and least squares [18].
-GAN = (lambda real, fake: (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2,
-       lambda fake: F.softplus(-fake).mean())
-LSGAN = (lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
-         lambda fake: (fake - 1).square().mean())
-WGAN = (lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean())  # line 7, line 12
+GAN_LOSSES = (lambda real, fake: (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2,
+              lambda fake: F.softplus(-fake).mean())
+LSGAN_LOSSES = (lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
+                lambda fake: (fake - 1).square().mean())
+WGAN_LOSSES = (lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean())  # lines 7, 12
 
 METHODS = {  # the columns of Figure 2. wgan-gp has Algorithm 1's beta1, and 0.5 in Appendix E (train_lsun.py)
-    "dcgan": Method(*GAN, lam=0, clip=0, n_critic=1, optimizer="adam", lr=2e-4, beta1=0.5, beta2=0.999),
-    "lsgan": Method(*LSGAN, lam=0, clip=0, n_critic=1, optimizer="rmsprop", lr=1e-4, beta1=None, beta2=0.9),
-    "wgan": Method(*WGAN, lam=0, clip=0.01, n_critic=5, optimizer="rmsprop", lr=5e-5, beta1=None, beta2=0.9),
-    "wgan-gp": Method(*WGAN, lam=10, clip=0, n_critic=5, optimizer="adam", lr=1e-4, beta1=0.0, beta2=0.9),
+    "dcgan": Method(*GAN_LOSSES, lam=0, clip=0, n_critic=1, optimizer="adam", lr=2e-4, beta1=0.5, beta2=0.999),
+    "lsgan": Method(*LSGAN_LOSSES, lam=0, clip=0, n_critic=1, optimizer="rmsprop", lr=1e-4, beta1=None, beta2=0.9),
+    "wgan": Method(*WGAN_LOSSES, lam=0, clip=0.01, n_critic=5, optimizer="rmsprop", lr=5e-5, beta1=None, beta2=0.9),
+    "wgan-gp": Method(*WGAN_LOSSES, lam=10, clip=0, n_critic=5, optimizer="adam", lr=1e-4, beta1=0.0, beta2=0.9),
 }
 WGAN_GP = METHODS["wgan-gp"]
 METHODS["wgan-gp-rmsprop"] = WGAN_GP._replace(optimizer="rmsprop", lr=5e-5, beta1=None)  # Figure 3

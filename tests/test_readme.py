@@ -137,7 +137,7 @@ def test_every_name_and_flag_exists():
         if re.fullmatch(r"\w+\.(?!py)\w+", text) and f"{text.split('.')[0]}.py" in sources:
             module, name = text.split(".")
             assert re.search(rf"(?m)^(def|class) {name}\b|^{name}\b", sources[f"{module}.py"]), text
-        for script in re.findall(r"\w+\.py", text):
+        for script in re.findall(r"\w+\.py\b", text):
             assert script in sources, script
 
 

@@ -161,7 +161,7 @@ def test_ctrl_c_measures_draws_and_saves_and_resume_goes_on_bit_for_bit(go, tmp_
         code, _, stderr = go()
     picture = tmp_path / f"run/samples/00000{stop}.png"
     assert code == 130 and picture.exists() and (tmp_path / "run/curves.png").exists()
-    assert stderr.splitlines()[-1] == f"saved iteration {stop} (--resume goes on); samples: {picture}"
+    assert stderr.splitlines()[-1] == f"saved iteration {stop} (the same command with --resume goes on); samples: {picture}"
     log = runs.read_log(tmp_path / "run")
     assert len(log["iteration"]) == stop and np.isfinite(log["held_out_loss"][-1]) and np.isnan(log["score"][-1])
     assert go("--resume")[0] == 0

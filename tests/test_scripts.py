@@ -122,7 +122,7 @@ def test_interrupted_and_resumed_is_the_undisturbed_run_bit_for_bit(run, whole, 
     with ctrl_c_after(2):
         _, stderr = run(name, cut, 5, code=130)
     last = stderr.splitlines()[-1]
-    assert "saved iteration 2 (--resume goes on); " in last and "Traceback" not in stderr
+    assert "saved iteration 2 (the same command with --resume goes on); " in last and "Traceback" not in stderr
     named = Path(last.split()[-1])
     assert named.is_file()
     if name in SAMPLES:
