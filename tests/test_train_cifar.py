@@ -140,13 +140,14 @@ def test_figure_3_has_means_and_bands_over_seeds_and_fixed_colours(call, tmp_pat
     assert stdout.split()[-1] == str(tmp_path / "figure3.png")
     assert Image.open(tmp_path / "figure3.png").width > 1000
 
-    (_, by_iteration, scores, others), (_, by_hour, timed, _), (_, _, wasserstein, log_scale), _ = charts
+    (_, by_iteration, scores, others), (_, by_hour, timed, by_time), (_, _, wasserstein, log_scale), _ = charts
     assert by_iteration == "generator iterations" and "hours" in by_hour
     assert not others["log_y"] and log_scale["log_y"]
     label = train_cifar.FIGURE_3["wgan-gp"]
     assert list(scores) == [label, "DCGAN"]
     for curve, expected in [(scores[label], [[2], [2.5]]), (others["band"][label], [[2], [2], [3]]),
-                            (timed[label], [[2], [2.5]]), (wasserstein[label], [[1, 2, 3, 4], [3] * 4])]:
+                            (timed[label], [[2], [2.5]]), (by_time["band"][label], [[2], [2], [3]]),
+                            (wasserstein[label], [[1, 2, 3, 4], [3] * 4])]:
         assert [part.tolist() for part in curve] == expected
     call("train_cifar.py", "--figure", "--out", tmp_path)
     assert charts[-1][-1]["colours"] == others["colours"] and len(set(others["colours"].values())) == 4
