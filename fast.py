@@ -234,8 +234,8 @@ def processes(main):
     def joined():
         if world_size() == 1:
             if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-                refuse("srun has started several copies: for one run on several GPUs use "
-                       "srun --ntasks-per-node=1 torchrun, for one run srun --ntasks=1")
+                refuse("srun started several copies: for one GPU use srun --ntasks=1 python, for several "
+                       "srun --ntasks-per-node=1 torchrun")
             return main()
         if "MASTER_ADDR" not in os.environ:
             refuse("WORLD_SIZE is set without torchrun: unset it, or use torchrun")

@@ -113,7 +113,7 @@ def thin(x, y):
 
 
 def ticks(low, high, most, log=False):
-    """Return some `most` pairs (position, label) from low to high, 1, 2 or 5 times a power of 10 apart.
+    """Return about `most` pairs (position, label) from low to high, 1, 2 or 5 times a power of 10 apart.
 
     On a log axis all are exponents of ten. A short one has round numbers instead.
     """

@@ -160,7 +160,7 @@ def accuracies(G, D, real, latents):
 
 def print_table(folder):
     """Print Table 3 from the runs cifar-resnet[-conditional], and those with -seedN."""
-    row = "{:<14}{:>5}{:>12}{:>9}   {:<15}{:<15}{}".format
+    row = "{:<14}{:>5}{:>18}{:>9}   {:<15}{:<15}{}".format
     print(row("", "seeds", "iterations", "samples", "last score", "best score", "paper"))
     used = set()
     for method, name, paper in [("unsupervised", "cifar-resnet", "7.86 +- .07"),
@@ -175,7 +175,9 @@ def print_table(folder):
                 last.append(scores[-1])
                 best.append(scores[scores[:, 0].argmax()])
         if last:
-            *_, samples, iterations = [f"{least:,.0f}" for least in np.min(last, axis=0)]
+            *_, samples, least = [f"{number:,.0f}" for number in np.min(last, axis=0)]
+            most = f"{np.max(last, axis=0)[-1]:,.0f}"
+            iterations = least if least == most else f"{least} to {most}"
             print(row(method, len(last), iterations, samples, over_seeds(last), over_seeds(best), paper))
         else:
             print(row(method, 0, "-", "-", "-", "-", paper))

@@ -152,8 +152,8 @@ def merge(a, b):
 def js_divergence(a, b):
     """Compute the Jensen-Shannon divergence in bits, 0 to 1, between two counts of n-grams.
 
-    With m = (p + q)/2 it is (KL(p || m) + KL(q || m))/2. An n-gram that only b has adds q to the
-    second sum, q log2(q/(q/2)), so that only those of a are looked up. Let a be the shorter.
+    With m = (p + q)/2 it is (KL(p || m) + KL(q || m))/2. N-grams found only in b add q each to the
+    second sum, q log2(q/(q/2)), so only those of a are looked up. Pass the shorter list as a.
     """
     (grams, p), (others, q) = a, b
     p, q = p / p.sum(), q / q.sum()

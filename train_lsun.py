@@ -47,6 +47,8 @@ def parse():
     args = fast.parse(parser)
     if args.size == 128 and args.architecture != "resnet":
         parser.error(f"--size 128: {args.architecture} is 64 x 64: choose --architecture resnet")
+    if args.size == 128 and args.commands:
+        parser.error("--commands are Figure 2's, at 64 x 64: leave out --size 128")
     if args.beta1 != 0.5 and args.method not in ADAM and not args.commands:
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp: leave it out")
     if not (args.commands or args.grid):

@@ -142,7 +142,7 @@ def endless(batches, device):
 
 def seed_iteration(seed, iteration):
     """Reseed torch, so that logging cannot change a run and resuming needs no RNG state."""
-    torch.manual_seed(seed * 1_000_003 + iteration)  # more than a run has iterations
+    torch.manual_seed(seed * 1_000_003 + iteration)  # a factor above the length of any run
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ LSGAN_LOSSES = (lambda real, fake: ((real - 1).square().mean() + fake.square().m
                 lambda fake: (fake - 1).square().mean())
 WGAN_LOSSES = (lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean())  # lines 7, 12
 
-METHODS = {  # the columns of Figure 2. wgan-gp has Algorithm 1's beta1, and 0.5 in Appendix E (train_lsun.py)
+METHODS = {  # the columns of Figure 2. WGAN-GP: Algorithm 1 (train_lsun.py has beta1 0.5, Appendix E)
     "dcgan": Method(*GAN_LOSSES, lam=0, clip=0, n_critic=1, optimizer="adam", lr=2e-4, beta1=0.5, beta2=0.999),
     "lsgan": Method(*LSGAN_LOSSES, lam=0, clip=0, n_critic=1, optimizer="rmsprop", lr=1e-4, beta1=None, beta2=0.9),
     "wgan": Method(*WGAN_LOSSES, lam=0, clip=0.01, n_critic=5, optimizer="rmsprop", lr=5e-5, beta1=None, beta2=0.9),

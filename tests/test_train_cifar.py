@@ -188,7 +188,7 @@ def test_table_3_has_last_and_best_of_several_seeds(call, tmp_path):
     assert left_out == "left out, as they have no score yet or another name: cifar-resnet-dim-32, cifar-resnet-seed2"
     assert code == 0 and "seeds" in note
     assert header.index("last") < header.index("best") < header.index("paper")
-    assert unsupervised.split() == "unsupervised 2 3 5,000 7.70 +- 0.42 7.80 +- 0.28 7.86 +- .07".split()
+    assert unsupervised.split() == "unsupervised 2 3 to 4 5,000 7.70 +- 0.42 7.80 +- 0.28 7.86 +- .07".split()
     assert conditional.split() == "conditional 1 3 5,000 8.10 +- 0.22 8.30 +- 0.11 8.42 +- .10".split()
     assert max(map(len, stdout.splitlines()[:3])) <= 90
     code, stdout, _ = call("train_cifar_resnet.py", "--table", "--out", tmp_path / "nothing")
