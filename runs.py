@@ -97,11 +97,14 @@ def flags(doc, data, iterations, batch_size, threads=None):
     add("--data", default=data, metavar="NAME|PATH", help=f"what to train on (default {data or 'see above'})")
     add("--data-dir", default="data", help="folder for downloads (default data)")
     add("--out", help="folder for the results (default: a folder in runs/)")
-    add("--iterations", type=whole(1), default=iterations, help=f"generator updates (default {iterations or 'see above'})")
-    add("--batch-size", type=whole(2), default=batch_size, help=f"examples per batch (default {batch_size or 'see above'})")
+    add("--iterations", type=whole(1), default=iterations,
+        help=f"generator updates (default {iterations or 'see above'})")
+    add("--batch-size", type=whole(2), default=batch_size,
+        help=f"examples per batch (default {batch_size or 'see above'})")
     add("--seed", type=whole(0, 2 ** 32), default=0, help="the same seed gives the same run")
     add("--device", type=device, default="auto", help="auto, cpu, cuda or mps (default: a GPU if possible)")
-    add("--threads", type=whole(1, 1025), default=threads, help=f"CPU threads (default {threads or 'what torch chooses'})")
+    add("--threads", type=whole(1, 1025), default=threads,
+        help=f"CPU threads (default {threads or 'what torch chooses'})")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--checkpoint-seconds", type=number(0), default=60, help="time between checkpoints (default 60)")
     return parser
