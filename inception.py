@@ -193,8 +193,8 @@ def check_images(images, name="images"):
     if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
         raise ImageError(f"{name}: need N x 3 x height x width, not {' x '.join(map(str, shape))}")
     if kind != "uint8":
-        raise ImageError(f"{name}: need uint8, 0 to 255, not {kind}; convert floats by (255 * x).round()"
-                         " if black is 0 and white 1, by (127.5 * (x + 1)).round() if black is -1")
+        raise ImageError(f"{name}: need uint8, 0 to 255, not {kind}; scale floats to 0 to 255 and clip them, "
+                         f"for instance ((x + 1) * 127.5).clip(0, 255), then convert to uint8")
     if shape[1] == 3:
         return images
     say(f"note: {name}: one channel, {NOTE}")
