@@ -443,7 +443,7 @@ def test_mean_and_covariance_are_those_of_numpy():
 # ---- images that cannot be scored ----
 
 @pytest.mark.parametrize("images, words", [
-    (torch.linspace(0, 1, 480).view(10, 3, 4, 4), "need uint8, 0 to 255, not float32.*255 \\* x"),
+    (torch.linspace(0, 1, 480).view(10, 3, 4, 4), "need uint8, 0 to 255, not float32.*clip"),
     (np.full((10, 3, 4, 4), np.nan), "not float64"), (torch.zeros(10, 3, 4, 4, dtype=torch.int64), "int64"),
     (np.zeros((10, 4, 4, 3), np.uint8), "N x 3 x height x width, not 10 x 4 x 4 x 3"),
     (torch.zeros(3, 4, 4, dtype=torch.uint8), "not 3 x 4 x 4"),
