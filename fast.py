@@ -226,6 +226,7 @@ def world_size():
 
 
 def refuse(message):
+    """Exit with one line. runs.py's Mistake is not at hand here."""
     sys.exit(f"{Path(sys.argv[0]).name}: {message}")
 
 

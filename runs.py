@@ -162,6 +162,7 @@ def commands(script, settings):
 
 
 def flag(name):
+    """Return the flag that argparse stores under a name."""
     return "--" + name.replace("_", "-")
 
 
@@ -471,7 +472,8 @@ class Run:
 
     def newest(self):
         """Return the path of the newest samples, or of the curves."""
-        return max(self.out.glob("samples/[0-9]*"), default=self.out / "curves.png")
+        by_number = lambda path: (len(path.name), path.name)  # they have six digits or more
+        return max(self.out.glob("samples/[0-9]*"), key=by_number, default=self.out / "curves.png")
 
     def finish(self, open=None):
         """Draw curves.png. The last line printed names `open`, by default the newest samples."""
@@ -593,11 +595,3 @@ def hardware(device):
     with contextlib.suppress(OSError, IndexError):  # Linux
         return Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].split("\n")[0]
     return platform.processor() or platform.machine()
-
-
-def peak_memory(device):
-    """Return the most bytes used so far: on a GPU by tensors, elsewhere by the process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource  # not on Windows
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * {"darwin": 1}.get(sys.platform, 1024)

@@ -332,6 +332,14 @@ def cost(args, *what):
     return json.loads(subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
+def peak_memory(device):
+    """Return the most bytes used so far: on a GPU by tensors, elsewhere by the process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * {"darwin": 1}.get(sys.platform, 1024)
+
+
 def print_cost(args):
     """Print what one iteration costs, as JSON, for cost()."""
     name, batch, dim, side = args.row[0], *map(int, args.row[1:])
@@ -341,10 +349,10 @@ def print_cost(args):
     else:
         channels, *networks = IMAGE_NETWORKS[side]
     case = Case("", dim, batch, batch, (channels, side, side), models.LATENT, (), networks)
-    before = runs.peak_memory(args.device)
+    before = peak_memory(args.device)
     networks, *both, _ = steps(case, networks, dim, args.device)
     critic, generator = seconds(both, args.rounds, args.device, args.clock)
-    memory = runs.peak_memory(args.device) - before
+    memory = peak_memory(args.device) - before
     print(json.dumps({
         "seconds": N_CRITIC * critic + generator, "bytes": memory,
         "operations": N_CRITIC * operations(both[0]) + operations(both[1]),
