@@ -36,7 +36,7 @@ def images(name, data_dir="data", size=None, train=True, leave_out=None):
     """Return the images that `name` stands for: (uint8 N x C x size x size, int64 labels or None).
 
     name is "cifar10" (32 x 32), "mnist" (28 x 28), "shapes" or a folder of images, which has no labels.
-    train=False gives the held-out part, a tenth of a folder. leave_out is a folder in there: --out.
+    train=False gives the held-out part, a tenth of a folder. leave_out: a subfolder to skip, --out.
     """
     if name == "cifar10" and size in (None, 32):
         return cifar10(data_dir, train)
@@ -55,7 +55,7 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
     """Yield `(x,)`, or `(x, y)` where there are labels, without end: line 4 of Algorithm 1.
 
     images are uint8 N x C x H x W. They move to `device` unless they would fill half of a GPU's memory.
-    Indices are drawn with replacement, from the global generator of `device`.
+    Indices are drawn with replacement, from the global RNG of `device`.
     """
     if len(images) < batch_size:
         raise DataError(f"{len(images)} examples are fewer than a batch of {batch_size}: lower --batch-size")
@@ -69,7 +69,7 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
         index = torch.randint(len(images), (batch_size,), device=device)
         x = to_float(images[index.to(images.device)].to(device))
         return (x,) if labels is None else (x, labels[index])
-    return iter(draw, None)  # an endless iterator
+    return iter(draw, None)  # endless. No generator, whose checks would wait for its first batch
 
 
 def in_order(images, batch_size, to_float, device="cpu", labels=None):
@@ -121,7 +121,7 @@ def modes(name, device="cpu"):
 
 
 def _mixture(name, n, device="cpu"):
-    """Draw n points, float32 n x 2, from the global generator of `device`."""
+    """Draw n points, float32 n x 2, from the global RNG of `device`."""
     centres, deviation = modes(name, device)
     which = torch.randint(len(centres), (n,), device=device)
     return centres[which] + deviation * torch.randn(n, 2, device=device)
@@ -248,7 +248,7 @@ def image_folder(folder, size, cache_dir, train=None, leave_out=None):
     name = os.path.realpath(folder)
     stem = f"{Path(name).name}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}-{size}"
     cache = Path(cache_dir, f"{stem}-{hashlib.sha256(repr(files).encode()).hexdigest()[:16]}.uint8")
-    with warnings.catch_warnings(action="ignore"):  # Pillow's of odd files, torch's of read-only maps
+    with warnings.catch_warnings(action="ignore"):  # Pillow's on odd files, torch's on read-only arrays
         if not cache.exists():
             _make(cache, _squares(files, unused, size))
             for old in set(cache.parent.glob(f"{stem}-*.uint8")) - {cache}:
@@ -259,7 +259,7 @@ def image_folder(folder, size, cache_dir, train=None, leave_out=None):
 
 
 def _squares(files, unused, size):
-    """Yield the square of each of `files`, every tenth at the end. Say what was not used."""
+    """Yield the centre crop of each of `files`, every tenth last. Report files that were not used."""
     seen = set()
     files = [file for i, file in enumerate(files) if i % 10] + files[::10]
     for i, (path, *_) in enumerate(files, 1):
@@ -268,7 +268,7 @@ def _squares(files, unused, size):
         try:
             square = _square(path, size)
             if (digest := hashlib.sha256(square).digest()) in seen:
-                raise DataError("equal to others")
+                raise DataError("duplicates")
         except Exception as error:  # Pillow's many readers have many exceptions
             ending = os.path.splitext(path)[1][1:].upper() or "other"
             kinds = {DataError: str(error), FileNotFoundError: "broken links"}
@@ -289,10 +289,10 @@ def _squares(files, unused, size):
 
 def _square(path, size):
     """Return the largest centre square of an image file, resized: uint8 3 x size x size."""
-    formats = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"]  # not EPS: programs
+    formats = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"]  # no EPS: it runs programs
     image = Image.open(path, formats=formats)
-    if image.mode[0] in "IF" or re.search(r";16|ppm.*, \d{4,}\)\)", str(image.tile)):  # its layout
-        raise DataError("of more than 8 bits a channel")
+    if image.mode[0] in "IF" or re.search(r";16|ppm.*, \d{4,}\)\)", str(image.tile)):  # 16-bit
+        raise DataError("of more than 8 bits per channel")
     image = ImageOps.exif_transpose(image)
     if min(image.size) < size:
         raise DataError(f"smaller than {size} x {size}")
@@ -311,8 +311,8 @@ def text(name, data_dir="data", max_lines=10_000_000, length=32, alphabet_size=2
     """Return sentences as codes: (integers N x length, alphabet), where alphabet[code] is a character.
 
     name is "billion-word" (its folder or archive in `data_dir`, or 1.7 GB to download), or a UTF-8 text
-    file, one sentence a line, or a folder of those. Empty lines do not count. Longer ones are cut,
-    shorter ones padded with backquotes. Code 0 is "unknown". Then follow the most frequent characters.
+    file, one sentence a line, or a folder of those. Empty lines are skipped. Long lines are
+    truncated, short ones padded with backquotes. Code 0 is "unknown". Then follow the most frequent characters.
     """
     def numbers(chunk):  # the code points
         return np.frombuffer(chunk.encode("utf-32-le"), "<u4")
@@ -351,7 +351,7 @@ def _lines(name, data_dir):
         for path, file in _contents(source):
             if part not in path:
                 continue
-            lines = io.TextIOWrapper(file, "utf-8-sig")  # -sig: a mark may come first
+            lines = io.TextIOWrapper(file, "utf-8-sig")  # -sig: skip a byte order mark
             while line := lines.readline(LARGEST):
                 if len(line) == LARGEST or "\0" in line:
                     raise ValueError(f"it has NULs, or a line of {LARGEST:,} characters or more")
@@ -367,7 +367,7 @@ def _lines(name, data_dir):
 
 # ---- files and downloads ----
 
-LARGEST = 100_000_000  # bytes read of a file of arrays, characters of a line; published are 47 million
+LARGEST = 100_000_000  # limit on bytes per array file and characters per line. Published: 47 million
 TOOLS = {"__macosx", "@eadir", "thumbs.db", "thumbnails", "desktop.ini", "lost+found", "$recycle.bin"}
 BILLION_WORD = "1-billion-word-language-modeling-benchmark-r13output"
 CIFAR10, MNIST = "https://www.cs.toronto.edu/~kriz/", "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -392,7 +392,7 @@ def _files(folder, leave_out=()):
     for here, folders, names in os.walk(folder, followlinks=True):
         inside, folders[:] = sorted(folders + names), []
         if here != str(folder) and {"config.json", "log.csv"} <= set(names):
-            unused.setdefault("runs, whose samples are no data", []).append(here)
+            unused.setdefault("training runs, not data", []).append(here)
             continue
         for name in inside:
             path = os.path.join(here, name)
@@ -413,7 +413,7 @@ def _contents(path):
         for file, *_ in _files(path)[0]:
             yield from _contents(file)
     elif not os.path.isfile(path):
-        raise OSError("it is no regular file")
+        raise OSError("not a regular file")
     elif tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
             for member in archive:
@@ -446,7 +446,7 @@ def _get(folder, name, way_out, *patterns):
                     start = start or chunk[:2]
                     yield chunk
             if start != b"\x1f\x8b" or reply.length or sha256 not in (None, digest.hexdigest()):
-                raise ValueError("it was cut short, or is not the published file, and was not kept")
+                raise ValueError("truncated or not the published file, so it was discarded")
         except Exception as error:  # urllib and http.client have many
             raise DataError(f"cannot download {address}{name} ({error}): put {name} into "
                             f"{folder} yourself, or {way_out}") from None

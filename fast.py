@@ -15,7 +15,6 @@ import os
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -38,15 +37,15 @@ def parse(parser):
         size = getattr(args, flag, 2 * n)
         if size % n or size < 2 * n:
             flag = flag.replace("_", "-")
-            parser.error(f"--{flag} {size} cannot be shared by {n} processes: choose {2 * n}, {3 * n}, ...")
+            parser.error(f"--{flag} {size} must be a multiple of {n} processes, at least {2 * n}")
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if n > 1 and args.device == "cuda" and here > gpus:
-        parser.error(f"{here} processes, and {gpus} GPUs: lower torchrun's --nproc_per_node")
+        parser.error(f"{here} processes on {gpus} GPUs: lower torchrun's --nproc_per_node")
     return args
 
 
 def choose(args):
-    """Return wgan_gp.train, or a function that takes and yields the same, as the flags and torchrun ask."""
+    """Return wgan_gp.train, or a variant of it with the same interface, by the flags and torchrun."""
     train = wgan_gp.train
     if args.fast:
         train = graphed
@@ -155,14 +154,14 @@ def move_step_counts(optimizers, device):
 
 
 def waits_for_the_gpu(iteration):
-    """Run an iteration. Return None, or what is wrong: a graph cannot record that Python waits for the GPU."""
+    """Run an iteration. Return None, or a message if it synchronises, which a graph cannot record."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         iteration()
         torch.cuda.set_sync_debug_mode("default")
     if any("called a synchronizing" in str(warning.message) for warning in caught):
-        return "an iteration waits for the GPU, as with images too large for its memory"
+        return "an iteration waits for the GPU, perhaps to copy images to it"
     return None
 
 
@@ -175,7 +174,7 @@ def restore(tensors, values):
 
 @torch.no_grad()
 def compare(weights, expected, before):
-    """Return None, or what is wrong with the weights after a replay. Rounding may change 10 % of an update."""
+    """Return None, or what is wrong with the weights after a replay. Tolerance: 10 % of the update."""
     moved = torch.stack([(a - b).norm() for a, b in zip(expected, before)]).norm()
     off = torch.stack([(a - b).norm() for a, b in zip(expected, weights)]).norm()
     if off <= 0.1 * moved:
@@ -214,20 +213,15 @@ def autocast(function):
 
 # ---- several processes ----
 
-# torchrun starts N processes. Each draws its own share of every batch, and the gradients are averaged
-# before each update. Batch norm sees one share. Rank 0 alone measures, prints and writes (runs.py).
+# torchrun starts N processes. Each draws its own part of every batch, and the gradients are averaged
+# before each update. Batch norm sees one part. Rank 0 alone measures, prints and writes (runs.py).
 
 def world_size():
     """Return the number of processes that torchrun started, 1 without it."""
     text = os.environ.get("WORLD_SIZE") or "1"
     if not text.isdecimal() or int(text) < 1:
-        refuse(f"WORLD_SIZE is {text!r}: unset it, or start the script with torchrun")
+        raise OSError(f"WORLD_SIZE is {text!r}: unset it, or start the script with torchrun")
     return int(text)
-
-
-def refuse(message):
-    """Exit with one line. runs.py's Mistake is not at hand here."""
-    sys.exit(f"{Path(sys.argv[0]).name}: {message}")
 
 
 def processes(main):
@@ -235,11 +229,11 @@ def processes(main):
     def joined():
         if world_size() == 1:
             if int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-                refuse("srun started several copies: for one GPU use srun --ntasks=1 python, for several "
-                       "srun --ntasks-per-node=1 torchrun")
+                raise OSError("srun started several copies: for one GPU use srun --ntasks=1 python, for "
+                              "several srun --ntasks-per-node=1 torchrun")
             return main()
         if "MASTER_ADDR" not in os.environ:
-            refuse("WORLD_SIZE is set without torchrun: unset it, or use torchrun")
+            raise OSError("WORLD_SIZE is set without torchrun: unset it, or use torchrun")
         rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
         silent, stderr = open(os.devnull, "w"), sys.stderr
         if rank:
@@ -269,7 +263,7 @@ def processes(main):
 
 
 def shared(train):
-    """Return `train` with each batch shared by the processes. The updates are those of the whole batch."""
+    """Return `train` with each batch split over the processes. Without batch norm the updates are equal."""
     def train_shared(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000, start=0, seed=0,
                      decay=False, generator_batch=None):
         n, rank = dist.get_world_size(), dist.get_rank()

@@ -159,7 +159,7 @@ def activations(images, net, batch_size=50, progress=True):
 def plain_float32():
     """Turn off TF32 and bfloat16 inside float32 products, and restore the caller's settings."""
     b, before = torch.backends, []
-    try:  # the general ones come first, as an unset one reads as the more general one
+    try:  # general settings first: an unset setting inherits from its parent
         for setting in b, b.cudnn, b.cudnn.conv, b.cuda.matmul, b.mkldnn.conv, b.mkldnn.matmul:
             before.append((setting, setting.fp32_precision))
             setting.fp32_precision = "none"
@@ -210,7 +210,7 @@ halve = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 
 def conv(c_in, c_out, kernel, stride=1, padding="same"):
-    """Return convolution, batch normalisation with the stored statistics, ReLU."""
+    """Return convolution, batch normalization with the stored statistics, ReLU."""
     return nn.Sequential(OrderedDict(
         conv=nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=False),
         bn=nn.BatchNorm2d(c_out, eps=1e-3),
@@ -323,14 +323,14 @@ def load(data_dir="data", path=None, device="cpu"):
     """Return the network with the published weights, in eval mode, without gradients, on `device`.
 
     The weights come from `path`, else from `data_dir`, where they are downloaded if absent (95 MB).
-    Raises InceptionError: no file and no network, a damaged file, another network's weights.
+    Raises InceptionError if the download fails, or the file is damaged or has other weights.
     """
     path = Path(path or download(data_dir))
     net = Inception()
     try:
         if not path.is_file():
             raise ValueError("no such file")
-        # torch.load compares no checksums. A zip file has its own, the published file is older than those.
+        # torch.load checks no checksums. Zip files have them. The published file has an older format.
         intact = zipfile.is_zipfile(path) and not zipfile.ZipFile(path).testzip()
         if not intact and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(WEIGHTS_SHA256):
             raise ValueError("wrong checksum")
@@ -351,7 +351,7 @@ def load_or_warn(data_dir="data", path=None, device="cpu"):
     except InceptionError as e:
         if path:
             raise
-        say(f"warning: training goes on without Inception scores (--score-every 0 asks for none): {e}")
+        say(f"warning: training goes on without Inception scores (a flag turns them off: see --help): {e}")
 
 
 def download(folder):
@@ -418,7 +418,7 @@ def read_image(file):
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=IMAGE_FORMATS) as image:
             # 16-bit colour has mode RGB, too. The layout in the file shows it, or a PPM's maximum.
             if image.mode[0] in "IF" or re.search(";16[BLN]|, 65535", str(image.tile)):
-                raise ValueError("more than 8 bits a channel")
+                raise ValueError("more than 8 bits per channel")
             return np.asarray(image.convert("RGB")), image.mode
     except Exception as e:  # damaged bytes raise many kinds of errors
         raise ImageError(f"{file}: not an image that can be used ({one_line(e)})") from e

@@ -1,11 +1,11 @@
 """Every network of "Improved Training of Wasserstein GANs". Needs torch alone.
 
 Generators take latents z ~ N(0, I) of shape (m, 128), or (m, 2) for the toys. Critics return one
-score per example, shape (m,). What the paper leaves open is as in its authors' TensorFlow code:
+score per example, shape (m,). Unspecified details follow the authors' TensorFlow code:
 
-    initialisation   uniform, deviation from fan-in and fan-out (Conv2d, Linear), biases 0, gains 1
-    padding          torch's, TensorFlow's "SAME" up to a rotation by 180 degrees (Conv2d)
-    batch norm       always the statistics of the batch at hand, so sample many images at a time
+    initialisation   uniform, standard deviation (std) from fan-in and fan-out (Conv2d, Linear), biases 0, gains 1
+    padding          torch's: TensorFlow's "SAME" up to a rotation by 180 degrees (Conv2d)
+    batch norm       always the statistics of the current batch, so sample many images at a time
 """
 import math
 from functools import partial
@@ -22,13 +22,13 @@ if torch.backends.mps.is_available():  # where batch norm's backward is wrong fo
 
 # ---- layers ----
 
-def uniform_(weight, deviation):
+def uniform_(weight, std):
     """Fill `weight` from a uniform distribution with mean 0 and this standard deviation."""
-    return nn.init.uniform_(weight, -deviation * math.sqrt(3), deviation * math.sqrt(3))
+    return nn.init.uniform_(weight, -std * math.sqrt(3), std * math.sqrt(3))
 
 
 class Linear(nn.Linear):
-    """A linear layer. Weights have deviation sqrt(2/(in + out)), or sqrt(2/in) with he=True."""
+    """A linear layer. Weights have std sqrt(2/(in + out)), or sqrt(2/in) with he=True."""
     def __init__(self, n_in, n_out, he=False):
         super().__init__(n_in, n_out)
         fans = n_in if he else n_in + n_out
@@ -39,9 +39,9 @@ class Linear(nn.Linear):
 class Conv2d(nn.Conv2d):
     """A convolution with padding: side n in, ceil(n / stride) out.
 
-    In a strided layer TensorFlow pads the odd row of zeros after the image, torch before it. So this
-    is TensorFlow's layer on images turned by 180 degrees: the same for training from random weights.
-    Weights have deviation sqrt(4/(fan_in + fan_out)), or sqrt(2/(fan_in + fan_out)) with glorot=True,
+    When a stride leaves one extra row of zeros, TensorFlow puts it after the image, torch before. So
+    this is TensorFlow's layer on images rotated by 180 degrees, with the same random first weights.
+    Weights have std sqrt(4/(fan_in + fan_out)), or sqrt(2/(fan_in + fan_out)) with glorot=True,
     where the authors' code has it. fan_out is divided by stride**2.
     """
     def __init__(self, n_in, n_out, kernel, stride=1, bias=True, glorot=False):
@@ -56,7 +56,7 @@ class Conv2d(nn.Conv2d):
 class Deconv2d(nn.ConvTranspose2d):
     """A transposed convolution of stride 2, the adjoint of Conv2d's: side n in, 2n out.
 
-    Weights have deviation sqrt(4/(fan_in + fan_out)), where fan_in is divided by 4.
+    Weights have std sqrt(4/(fan_in + fan_out)), where fan_in is divided by 4.
     """
     def __init__(self, n_in, n_out, kernel):
         super().__init__(n_in, n_out, kernel, stride=2, padding=kernel // 2, output_padding=1)
@@ -66,13 +66,13 @@ class Deconv2d(nn.ConvTranspose2d):
 
 
 def batch_norm(channels, flat=False):
-    """Batch norm that always uses the statistics of the batch at hand. flat: for vectors."""
+    """Batch norm that always uses the statistics of the current batch. flat: for vectors."""
     norm = nn.BatchNorm1d if flat else nn.BatchNorm2d
     return norm(channels, track_running_stats=False)
 
 
 def critic_norm(norm, channels):
-    """A critic's normalisation: None, "batch" or, with the penalty, "layer" (Section 4).
+    """A critic's normalization: None, "batch" or, with the penalty, "layer" (Section 4).
 
     Layer norm: statistics over channels, height and width together, a gain and bias per channel.
     """
@@ -84,10 +84,10 @@ def upsample(x):
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-# ---- faster equivalents: the same functions to rounding, see results/speed.md ----
+# ---- faster equivalents: equal up to rounding, see results/speed.md ----
 
 def relu(x, slope=0.0):
-    """max(x, slope * x), as a product with a mask that is constant for autograd.
+    """max(x, slope * x), computed as x times a detached mask.
 
     The double backward pass of F.relu propagates a tensor of zeros. This version skips that work.
     """
@@ -150,7 +150,7 @@ def toy_critic(dim=512, depth=3):
 # ---- CIFAR-10 DCGAN: Figure 3, Section 5.3 ----
 
 def cifar_generator(dim=64):
-    """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. Width 64: the authors' code calls 128 worse."""
+    """z (m, 128) to images (m, 3, 32, 32) in [-1, 1]. Width 64: the authors' code prefers it to 128."""
     return nn.Sequential(
         Linear(LATENT, 4 * 4 * 4 * dim), batch_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
         nn.Unflatten(1, (4 * dim, 4, 4)),
@@ -173,7 +173,7 @@ def cifar_critic(dim=64, norm=None, channels=3):
 def mnist_generator(dim=64, norm=False):
     """z (m, 128) to images (m, 1, 28, 28) in [0, 1]. norm: batch norm, only for weight clipping."""
     maybe_norm = batch_norm if norm else nn.Identity
-    crop = nn.ZeroPad2d((-1, 0, -1, 0))  # the authors keep the top left, on turned images the bottom right
+    crop = nn.ZeroPad2d((-1, 0, -1, 0))  # the authors keep the top left: the bottom right once rotated
     return nn.Sequential(
         Linear(LATENT, 4 * 4 * 4 * dim), maybe_norm(4 * 4 * 4 * dim, flat=True), nn.ReLU(),
         nn.Unflatten(1, (4 * dim, 4, 4)),
@@ -193,7 +193,7 @@ class ResidualBlock(nn.Module):
     """Norm, ReLU, 3x3, norm, ReLU, 3x3, and a shortcut (Appendix F: "pre-activation residual blocks").
 
     resample: "up" upsamples before the first convolution, as in the authors' code (Appendix F: the
-    second), "down" takes the mean of 2 x 2 pixels after the second. The shortcut then has a 1x1.
+    second), "down" takes the mean of 2 x 2 pixels after the second. Both have a 1x1 shortcut.
     bias: False leaves the bias out of the first convolution (64x64 networks).
     """
     def __init__(self, n_in, n_out, resample=None, norm=nn.Identity, bias=True):
@@ -282,7 +282,7 @@ class CifarResNetCritic(nn.Module):
 # ---- language model: Table 4, Section 5.5 ----
 
 class Conv1d(nn.Conv1d):
-    """A 1-D convolution that keeps the length. Weights have deviation sqrt(4/(fan_in + fan_out))."""
+    """A 1-D convolution that keeps the length. Weights have std sqrt(4/(fan_in + fan_out))."""
     def __init__(self, n_in, n_out, kernel):
         super().__init__(n_in, n_out, kernel, padding=kernel // 2)
         uniform_(self.weight, math.sqrt(4 / (kernel * (n_in + n_out))))
@@ -300,7 +300,7 @@ class TextBlock(nn.Module):
 
 
 def language_generator(alphabet, length=32, dim=512):
-    """z (m, 128) to (m, alphabet, length): at each place a distribution over the alphabet."""
+    """z (m, 128) to (m, alphabet, length): per position a distribution over the alphabet."""
     return nn.Sequential(
         Linear(LATENT, dim * length), nn.Unflatten(1, (dim, length)),
         *[TextBlock(dim) for _ in range(5)],
@@ -323,18 +323,18 @@ class Gate(nn.Module):
         return torch.sigmoid(x[:, ::2]) * torch.tanh(x[:, 1::2])
 
 
-def reinitialise(network, deviation):
-    """Re-initialise convolutions and linear layers with this deviation. None: do not."""
+def reinitialise(network, std):
+    """Re-initialise convolutions and linear layers with this standard deviation. None: do not."""
     for layer in network:
-        if deviation and isinstance(layer, (Linear, Conv2d, Deconv2d)):
-            uniform_(layer.weight, deviation)
+        if std and isinstance(layer, (Linear, Conv2d, Deconv2d)):
+            uniform_(layer.weight, std)
     return network
 
 
-def dcgan64_generator(dim=64, nonlinearity=nn.ReLU, norm=batch_norm, widths=(8, 4, 2, 1), deviation=0.02):
+def dcgan64_generator(dim=64, nonlinearity=nn.ReLU, norm=batch_norm, widths=(8, 4, 2, 1), std=0.02):
     """z (m, 128) to images (m, 3, 64, 64) in [-1, 1]: linear, then four transposed convolutions.
 
-    deviation: of the first weights, as in DCGAN (Radford et al. [22]). None: each layer's own.
+    std: of the initial weights, as in DCGAN (Radford et al. [22]). None: each layer's own.
     """
     n = 2 if nonlinearity is Gate else 1  # a gate halves the channels
     widths = [width * dim for width in widths]
@@ -342,17 +342,17 @@ def dcgan64_generator(dim=64, nonlinearity=nn.ReLU, norm=batch_norm, widths=(8, 
     layers += [norm(n * widths[0]), nonlinearity()]
     for n_in, n_out in zip(widths, widths[1:]):  # 8, 16, 32 pixels a side
         layers += [Deconv2d(n_in, n * n_out, 5), norm(n * n_out), nonlinearity()]
-    return reinitialise(nn.Sequential(*layers, Deconv2d(widths[-1], 3, 5), nn.Tanh()), deviation)
+    return reinitialise(nn.Sequential(*layers, Deconv2d(widths[-1], 3, 5), nn.Tanh()), std)
 
 
-def dcgan64_critic(dim=64, norm="layer", nonlinearity=LeakyReLU, deviation=0.02):
+def dcgan64_critic(dim=64, norm="layer", nonlinearity=LeakyReLU, std=0.02):
     """Images (m, 3, 64, 64) to scores (m,): four convolutions, all but the first normalised."""
     n = 2 if nonlinearity is Gate else 1
     layers = [Conv2d(3, n * dim, 5, stride=2), nonlinearity()]
     for n_in, n_out in [(dim, 2 * dim), (2 * dim, 4 * dim), (4 * dim, 8 * dim)]:  # 16, 8, 4 pixels a side
         layers += [Conv2d(n_in, n * n_out, 5, stride=2), critic_norm(norm, n * n_out), nonlinearity()]
     network = nn.Sequential(*layers, nn.Flatten(), Linear(4 * 4 * 8 * dim, 1), nn.Flatten(0))
-    return reinitialise(network, deviation)
+    return reinitialise(network, std)
 
 
 def mlp64_generator(dim=64):
@@ -385,8 +385,8 @@ def resnet_critic(dim=64, norm="layer", size=64):
 class Bottleneck(nn.Module):
     """Shortcut + 0.3 * norm(1x1(ReLU(3x3(ReLU(1x1(ReLU(x))))))), the 3x3 at half the channels.
 
-    Where the size changes, the shortcut is a 1x1 convolution: down with stride 2, up to four times the
-    channels, which become 2 x 2 pixels.
+    Where the size changes, the shortcut is a 1x1 convolution. "down" has stride 2, "up" makes four
+    channels of each, which become 2 x 2 pixels.
     """
     def __init__(self, n_in, n_out, resample=None, norm=batch_norm):
         super().__init__()
@@ -446,12 +446,12 @@ def resnet101_critic(dim=64, norm="layer"):
 # is "layer" under WGAN-GP and "batch" otherwise (Section 5.2).
 LSUN = {
     "dcgan": (dcgan64_generator, dcgan64_critic),
-    "constant-filters": (partial(dcgan64_generator, norm=nn.Identity, widths=(1, 1, 1, 1), deviation=None),
+    "constant-filters": (partial(dcgan64_generator, norm=nn.Identity, widths=(1, 1, 1, 1), std=None),
                          dcgan64_critic),
     "mlp": (mlp64_generator, dcgan64_critic),
     "no-norm": (partial(dcgan64_generator, norm=nn.Identity), lambda dim, norm: dcgan64_critic(dim, norm=None)),
-    "gated": (partial(dcgan64_generator, nonlinearity=Gate, deviation=None),
-              partial(dcgan64_critic, nonlinearity=Gate, deviation=None)),
+    "gated": (partial(dcgan64_generator, nonlinearity=Gate, std=None),
+              partial(dcgan64_critic, nonlinearity=Gate, std=None)),
     "tanh": (partial(dcgan64_generator, nonlinearity=nn.Tanh), partial(dcgan64_critic, nonlinearity=nn.Tanh)),
     "resnet101": (resnet101_generator, resnet101_critic),
     "resnet": (resnet_generator, resnet_critic),

@@ -1,6 +1,6 @@
-"""What a training run needs besides the algorithm: flags, a log, checkpoints. Nothing about GANs.
+"""What a training run needs besides the algorithm: flags, a log, checkpoints. No GAN code.
 
-    run = runs.Run(args, "runs/cifar-wgan-gp", columns=["held_out_loss"])
+    run = runs.Run(args, columns=["held_out_loss"])        # claims the folder --out
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)  # 0, or with --resume the iterations done
     for step in wgan_gp.train(..., start=start):
         if run.every(args.sample_every, step):
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def flags(doc, data, iterations, batch_size, threads=None):
+def flags(doc, data, iterations, batch_size, sample_every=None, threads=None):
     """Return the parser of every training script. OMP_NUM_THREADS overrides `threads`."""
     if os.environ.get("OMP_NUM_THREADS"):
         threads = None
@@ -105,6 +105,9 @@ def flags(doc, data, iterations, batch_size, threads=None):
     add("--device", type=device, default="auto", help="auto, cpu, cuda or mps (default: a GPU if possible)")
     add("--threads", type=whole(1, 1025), default=threads,
         help=f"CPU threads (default {threads or 'what torch chooses'})")
+    if sample_every:
+        add("--sample-every", type=whole(1), default=sample_every, metavar="N",
+            help=f"iterations between samples and measurements (default {sample_every})")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--checkpoint-seconds", type=number(0), default=60, help="time between checkpoints (default 60)")
     return parser
@@ -140,11 +143,14 @@ def default_out(parser, args, name, flags=()):
 
     `name` is a template: {data} becomes the name of the data, {method} the value of --method.
     """
-    data = Path(args.data).resolve().name.replace("cifar10", "cifar")
+    data = {"cifar10": "cifar"}.get(args.data, Path(args.data).resolve().name)
     name = name.format(**vars(args) | {"data": data})
     for each in flags:
-        if getattr(args, each) != parser.get_default(each):
-            name += f"-{each}-{getattr(args, each)}"
+        value = getattr(args, each)
+        if value != parser.get_default(each):
+            name += flag(each)[1:]
+            if value is not True:
+                name += f"-{value}"
     if args.seed:
         name += f"-seed{args.seed}"
     return f"runs/{name}"
@@ -185,14 +191,6 @@ def from_rank_0(value):
     return box[0]
 
 
-def highest(number):
-    """Return the highest of all ranks' numbers."""
-    box = torch.tensor(number)
-    if world()[1] > 1:
-        dist.all_reduce(box, dist.ReduceOp.MAX)
-    return box.item()
-
-
 # ---- a run ----
 
 def part(args, name):
@@ -200,16 +198,16 @@ def part(args, name):
     out = Path(args.out, name)
     begun = from_rank_0([path.parent for path in Path(args.out).glob("*/checkpoint.pt")])
     if args.resume and not begun:
-        raise Mistake(f"no checkpoint in {args.out}: give all flags of the run to resume, or leave out --resume", 2)
-    resume = args.resume and out in begun  # the other parts start
+        raise Mistake(f"no checkpoint in {args.out}: repeat the run's flags, or leave out --resume", 2)
+    resume = args.resume and out in begun  # others start at 0
     return argparse.Namespace(**{**vars(args), "out": str(out), "resume": resume})
 
 
-def check_out(args, default):
-    """Return the run's folder. Refuse one in which a run cannot start or, with --resume, continue."""
-    out = Path(args.out or default)
+def check_out(args):
+    """Refuse --out if a run cannot start there or, with --resume, continue."""
+    out = Path(args.out)
     if world()[0] > 0:
-        return out  # another machine need not see it
+        return  # another machine need not see it
     for path in (out, *out.parents):
         if path.is_file():
             raise Mistake(f"{path} is a file: choose another --out", 2)
@@ -218,40 +216,39 @@ def check_out(args, default):
     if others and not saved:
         raise Mistake(f"{out} holds {others[0]} and no checkpoint: choose another --out", 2)
     if args.resume and not saved:
-        raise Mistake(f"no checkpoint in {out}: give all flags of the run to resume, or leave out --resume", 2)
+        raise Mistake(f"no checkpoint in {out}: repeat the run's flags, or leave out --resume", 2)
     if saved and not args.resume:
         raise Mistake(f"{out} already holds a run: add --resume, or choose another --out", 2)
-    return out
 
 
 class Run:
     """The folder of one run: config.json, log.csv, curves.png, samples/, checkpoint.pt.
 
-    out: the folder if --out is not given. columns: those of log.csv after COLUMNS. charts: those of
-    curves.png after CHARTS, pairs of a title and {column: label} or [column]. data: the training examples,
-    which --resume compares. decays: the learning rate depends on --iterations. label: starts the progress line.
+    columns: those of log.csv after COLUMNS. charts: those of curves.png after CHARTS, pairs of a title
+    and {column: label}. data: the training examples, which --resume compares.
+    decays: the learning rate depends on --iterations. label: starts the progress line.
     """
 
     COLUMNS = ["iteration", "seconds", "critic_loss", "wasserstein", "penalty", "generator_loss"]
     CHARTS = [
         ("critic loss", {"critic_loss": "training", "held_out_loss": "held out"}),
         ("Wasserstein estimate", {"wasserstein": "training", "held_out_wasserstein": "held out"}),
-        ("gradient penalty", ["penalty"])]
+        ("gradient penalty", {"penalty": "penalty"})]
     MAY_CHANGE = {  # on --resume
         "out", "resume", "device", "data_dir", "checkpoint_seconds", "sample_every", "measure_every", "score_every",
         "score_samples", "inception", "fast", "threads"}
 
-    def __init__(self, args, out, columns=(), charts=(), data=None, decays=False, label=""):
-        self.args, self.out, self.label = args, Path(args.out or out), label
+    def __init__(self, args, columns=(), charts=(), data=None, decays=False, label=""):
+        self.args, self.out, self.label = args, Path(args.out), label
         self.columns, self.charts = [*self.COLUMNS, *columns], [*self.CHARTS, *charts]
         self.rows, self.latest, self.interrupted, self.stop = [], {}, 0, 0
-        self.iteration, self.kept = 0, "what was saved is kept"
+        self.iteration, self.kept = 0, "saved files are kept"
         if args.device == "cpu" and args.threads:
             torch.set_num_threads(args.threads)
         rank, processes = world()
         self.first = rank == 0
         given, script = json.loads(json.dumps(vars(args), default=str)), Path(sys.argv[0]).resolve()
-        git = f"git --git-dir={shlex.quote(f'{script.parent}/.git')} rev-parse HEAD 2>{os.devnull}"
+        git = f'git --git-dir="{script.parent}/.git" rev-parse HEAD 2>{os.devnull}'
         self.config = {
             "script": script.name, "flags": given, "data": fingerprint(data), "git": os.popen(git).read().strip(),
             "python": platform.python_version(), "torch": torch.__version__, "hardware": hardware(args.device),
@@ -260,15 +257,14 @@ class Run:
         self.identity |= {"script": script.name, "columns": self.columns, "data fingerprint": self.config["data"]}
         if not decays:
             del self.identity["--iterations"]
-        loaded = self.claim() if self.first else None
-        self.loaded, of_rank_0 = from_rank_0((loaded, self.config["data"]))
-        if self.config["data"] != of_rank_0:
-            raise Mistake(f"rank {rank} and rank 0 have other data in {args.data}: copy them to all machines")
+        self.loaded = from_rank_0(self.claim() if self.first else None)
+        if self.config["data"] != from_rank_0(self.config["data"]):
+            raise Mistake(f"ranks {rank} and 0 have different data in {args.data}: copy one version to all")
         torch.manual_seed(args.seed)  # for the initial weights
 
     def claim(self):
         """Lock the folder. Return an empty checkpoint, or with --resume the one of the same run."""
-        check_out(self.args, self.out)
+        check_out(self.args)
         self.out.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.out / ".lock", "a")
         try:
@@ -278,7 +274,7 @@ class Run:
             raise Mistake(f"another run writes into {self.out}: choose another --out", 2) from None
         except (ImportError, OSError) as error:  # Windows, some network file systems
             say(f"{self.out} cannot be locked ({error}): start no other run there")
-        check_out(self.args, self.out)  # again: another run may have started in between
+        check_out(self.args)  # again: another run may have started in between
         for left in [*self.out.glob(".*.runs.tmp"), *self.out.glob("samples/.*.runs.tmp")]:  # of a killed process
             left.unlink()
         if not self.args.resume:
@@ -307,14 +303,14 @@ class Run:
             raise Mistake(f"the checkpoint in {self.out} does not fit these networks "
                           f"({type(error).__name__}): choose another --out") from None
         self.first_iteration = self.iteration = loaded["iteration"]
-        self.seconds, self.lines = loaded["seconds"], [loaded["log"]]
+        self.seconds, self.lines = loaded["seconds"], [loaded["log"]]  # a checkpoint holds all of log.csv
         self.begun = self.clock = self.saved_at = self.flushed_at = self.drawn_at = time.monotonic()
         self.shown_at = self.begun - 25  # the first line after 5 seconds
         if self.args.resume:
             say(f"resuming {self.out} at iteration {self.iteration}")
         if self.first:
             self.save()
-            self.write("log.csv", loaded["log"])  # as it was then, whatever happened to it since
+            self.write("log.csv", loaded["log"])  # as of the checkpoint
             self.write("config.json", json.dumps(self.config, indent=2) + "\n")
         signal.signal(signal.SIGINT, self.interrupt)
         signal.signal(signal.SIGTERM, self.interrupt)
@@ -326,12 +322,15 @@ class Run:
             raise KeyboardInterrupt
         self.interrupted = signum
         with contextlib.suppress(OSError, ValueError):  # print is not safe in a signal handler
-            os.write(sys.stderr.fileno(), b"\nstopping after this iteration; Ctrl-C again: without saving\n")
+            os.write(sys.stderr.fileno(), b"\nstopping after this iteration (Ctrl-C again: do not save)\n")
 
     def stopping(self, step):
-        """Return the signal that asked to stop, or 0. Shared by all ranks, once per iteration."""
-        if self.iteration != step.iteration:
-            self.iteration, self.stop = step.iteration, highest(self.interrupted)
+        """Note the iteration. Return the signal by which any rank was asked to stop, or 0."""
+        if self.iteration != step.iteration:  # ask once per iteration
+            self.iteration, signum = step.iteration, torch.tensor(self.interrupted)
+            if world()[1] > 1:
+                dist.all_reduce(signum, dist.ReduceOp.MAX)
+            self.stop = signum.item()
         return self.stop
 
     def every(self, n, step, when_stopped=True):
@@ -380,7 +379,7 @@ class Run:
                 self.diverged(f"a loss is not finite at iteration {row['iteration']}")
 
     def diverged(self, what):
-        raise Diverged(f"{what}: start again with a lower learning rate or another --seed; {self.kept}")
+        raise Diverged(f"{what}: start again with another --seed or a lower learning rate; {self.kept}")
 
     def show(self, last):
         """Print the progress line, in place on a terminal and on a new line elsewhere."""
@@ -388,26 +387,18 @@ class Run:
         rate = (self.iteration - self.first_iteration) / max(self.shown_at - self.begun, 1e-9)
         left = datetime.timedelta(seconds=round((self.args.iterations - self.iteration) / rate))
         line = f"{self.label} {self.iteration}/{self.args.iterations}  {rate:.3g}/s  {left} left"
-        def late(name):
-            return not name.endswith("score"), name not in ("Wasserstein", "held_out_loss")
-        for name in sorted(self.latest, key=late):
+        for name in sorted(self.latest, key=lambda name: not name.endswith("score")):  # scores first
             more = f"  {name.replace('_', ' ')} {float(self.latest[name]):.4g}"
             if len(line + more) >= 80:
                 break
             line += more
         say(line.strip(), end="\r" if sys.stderr.isatty() and not last else "\n")
 
-    def read_log(self):
-        """Return log.csv so far as {column: float array}, NaN where nothing was measured."""
-        self.flush()
-        return read_log(self.out)
-
     def draw_curves(self):
         """Draw curves.png from log.csv, without columns that are empty or zero throughout."""
-        log, pictures = self.read_log(), []
+        self.flush()
+        log, pictures = read_log(self.out), []
         for title, columns in self.charts:
-            if not isinstance(columns, dict):
-                columns = {name: name.replace("_", " ") for name in columns}
             raw = {}
             for name, label in columns.items():
                 there = np.isfinite(log.get(name, []))
@@ -434,9 +425,7 @@ class Run:
                     self.draw_curves()
         if stop:
             if self.first:
-                path = self.newest()
-                kind = path.parent.name if path.parent != self.out else path.stem
-                say(f"saved iteration {step.iteration} (the same command with --resume goes on); {kind}: {path}")
+                say(f"saved iteration {step.iteration} (the same command with --resume goes on): {newest(self.out)}")
             sys.exit(128 + stop)
 
     def save(self):
@@ -453,15 +442,11 @@ class Run:
 
     def save_images(self, step, images, columns=None):
         """Write samples/NNNNNN.png, a grid of images (N, C, H, W), uint8."""
-        self.save_picture(step, plots.image_grid(images, columns))
+        self.save_sample(step, plots.image_grid(images, columns))
 
-    def save_picture(self, step, picture):
-        """Write samples/NNNNNN.png, a PIL image."""
-        self.write(f"samples/{step.iteration:06d}.png", picture)
-
-    def save_text(self, step, lines):
-        """Write samples/NNNNNN.txt."""
-        self.write(f"samples/{step.iteration:06d}.txt", "\n".join(lines) + "\n")
+    def save_sample(self, step, content, ending="png"):
+        """Write samples/NNNNNN.png, a PIL image, or with ending="txt" a text."""
+        self.write(f"samples/{step.iteration:06d}.{ending}", content)
 
     def write(self, name, content, append=False):
         """Write a file of the run. If that fails, say in which iteration and what is kept."""
@@ -470,11 +455,6 @@ class Run:
         except Mistake as mistake:
             raise Mistake(f"iteration {self.iteration}: {mistake}; {self.kept}") from None
 
-    def newest(self):
-        """Return the path of the newest samples, or of the curves."""
-        by_number = lambda path: (len(path.name), path.name)  # they have six digits or more
-        return max(self.out.glob("samples/[0-9]*"), key=by_number, default=self.out / "curves.png")
-
     def finish(self, open=None):
         """Draw curves.png. The last line printed names `open`, by default the newest samples."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -482,7 +462,7 @@ class Run:
         if self.first:
             self.draw_curves()
             self.lock.close()
-            say(f"done: {open or self.newest()}")
+            say(f"done: {open or newest(self.out)}")
 
 
 # ---- files ----
@@ -509,19 +489,12 @@ def write(path, content, append=False):
                 os.fsync(file.fileno())
             return os.replace(temporary, path)
         except OSError as error:
-            advice = "make room there, or choose another --out"
-            if isinstance(error, PermissionError):
-                advice = "close it in the program that has it open, or choose another --out"
             if not isinstance(error, PermissionError) or not more_tries:
-                raise Mistake(f"{path} cannot be written ({error.strerror}): {advice}") from None
+                raise Mistake(f"{path} cannot be written ({error.strerror}): make room, close the program that "
+                              f"has it open, or choose another --out") from None
         finally:
             temporary.unlink(missing_ok=True)
         time.sleep(0.2)
-
-
-def save_picture(picture, path):
-    """Write a PIL image as PNG, atomically."""
-    write(path, picture)
 
 
 def csv_line(values):
@@ -544,13 +517,20 @@ def read_log(folder, *needed):
     """
     path = Path(folder) / "log.csv"
     try:
-        complete = path.read_text("utf-8-sig").rpartition("\n")[0]  # the last line may be in the making
+        complete = path.read_text("utf-8-sig").rpartition("\n")[0]  # the last line may be incomplete
         header, *rows = csv.reader(complete.splitlines())
         values = np.array([[float(cell or "nan") for cell in row] for row in rows]).reshape(-1, len(header))
-        log = dict(zip(header, values.T))
-        return log | {name: log[name] for name in needed}
-    except (FileNotFoundError, ValueError, KeyError, csv.Error):
+        if not set(needed) <= set(header):
+            raise ValueError
+        return dict(zip(header, values.T))
+    except (FileNotFoundError, ValueError, csv.Error):
         raise Mistake(f"{path} is missing or damaged: resuming its run (--resume) restores it") from None
+
+
+def newest(folder):
+    """Return the path of the newest samples of a run, or else of its curves."""
+    by_number = lambda path: (len(path.name), path.name)  # they have six digits or more
+    return max(Path(folder).glob("samples/[0-9]*"), key=by_number, default=Path(folder) / "curves.png")
 
 
 def read_config(folder):
@@ -565,10 +545,10 @@ def read_config(folder):
 
 
 def read_checkpoint(folder):
-    """Return checkpoint.pt in `folder` as a dict, on the CPU. Raises Mistake if a bit of it is wrong."""
+    """Return checkpoint.pt in `folder` as a dict, on the CPU. Raises Mistake if it is damaged."""
     path = Path(folder) / "checkpoint.pt"
     try:
-        damage = zipfile.ZipFile(path).testzip()  # torch.load does not check the sums
+        damage = zipfile.ZipFile(path).testzip()  # torch.load checks no checksums
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         loaded = {name: loaded[name] for name in ("iteration", "seconds", "run", "objects", "log")}
     except Exception as error:  # torch.load raises many kinds
@@ -581,7 +561,7 @@ def read_checkpoint(folder):
 # ---- small things ----
 
 def fingerprint(data):
-    """Return 8 hexadecimal digits from the shape of a tensor or array and some thousand of its rows."""
+    """Return 8 hexadecimal digits from the shape of a tensor or array and about 1,000 of its rows."""
     if data is None:
         return None
     some = np.ascontiguousarray(data[::max(len(data) // 1_000, 1)])

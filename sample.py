@@ -53,6 +53,8 @@ def load(folder, device):
     if script not in [path.name for path in here.glob("train_*.py")]:
         raise runs.Mistake(f"{folder} is a run of {script}, which is none of the scripts in {here}")
     checkpoint = runs.read_checkpoint(folder)
+    if "G" not in checkpoint["objects"]:
+        raise runs.Mistake(f"{folder} trained a critic alone: it has no generator to sample from")
     args = argparse.Namespace(**{**config["flags"], "out": str(folder), "device": device})
     try:
         G, latents, convert = importlib.import_module(script.removesuffix(".py")).generator(args)
@@ -64,7 +66,7 @@ def load(folder, device):
 
 
 def walk(a, b, steps=10):
-    """Return latents from each of a to each of b, k x d, as k rows of steps. All are N(0, I)."""
+    """Interpolate from a[i] to b[i], both k x d, as k rows of `steps`. All are N(0, I)."""
     angle = torch.linspace(0, math.pi / 2, steps, device=a.device)[:, None]
     return (angle.cos() * a[:, None] + angle.sin() * b[:, None]).flatten(0, 1)
 
@@ -112,9 +114,10 @@ def main():
     path = args.out or args.npy or args.run / default_name(args, "txt" if text else "png")
     if text:
         runs.write(path, "\n".join(samples) + "\n")
+    elif samples.dim() == 2 and (args.out or not args.npy):  # points, on a plain ground
+        runs.write(path, plots.surface(torch.zeros(2, 2), (-2.2, 2.2, -2.2, 2.2), fake=samples))
     elif args.out or not args.npy:
-        pictures = convert(samples) if samples.dim() == 2 else samples
-        runs.save_picture(plots.image_grid(pictures, min(len(pictures), 10)), path)
+        runs.write(path, plots.image_grid(samples, min(len(samples), 10)))
     print(f"wrote {path}")
 
 

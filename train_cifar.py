@@ -8,7 +8,7 @@
 CIFAR-10 (170 MB) and the Inception weights (95 MB) are downloaded to data/ if they are not there.
 The authors train for 200,000 iterations. The paper finds that WGAN-GP scores far above weight clipping,
 with the same optimizer too, and about as high as DCGAN, which is faster but less stable.
-Our runs, and how long they took: results/cifar.
+Our runs: results/cifar.
 """
 from pathlib import Path
 
@@ -26,20 +26,16 @@ import wgan_gp
 FIGURE_3 = {"wgan": "weight clipping", "wgan-gp-rmsprop": "gradient penalty (RMSProp)",
             "wgan-gp": "gradient penalty (Adam)", "dcgan": "DCGAN"}
 COLUMNS = ["held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation"]
-CHARTS = [("Inception score", ["inception_score"])]
+CHARTS = [("Inception score", {"inception_score": "inception score"})]
 
 
 def parse():
-    parser = runs.flags(__doc__, data="cifar10", iterations=200_000, batch_size=64)
+    parser = runs.flags(__doc__, data="cifar10", iterations=200_000, batch_size=64, sample_every=500)
     add = parser.add_argument
     add("--method", choices=wgan_gp.METHODS, default="wgan-gp", help="(default wgan-gp, Algorithm 1)")
     add("--dim", type=runs.whole(1), default=64,
         help="width (default 64, which the authors' code calls better than its 128)")
-    add("--norm", choices=["none", "batch", "layer"],
-        help="in D (default: none with a penalty, Section 4; else batch, authors' code)")
     add("--beta1", type=runs.number(0, 1), help="Adam's (Algorithm 1: 0; authors' code: 0.5)")
-    add("--sample-every", type=runs.whole(1), default=500, metavar="N",
-        help="iterations between sample grids and held-out losses (default 500, ours)")
     add("--score-every", type=runs.whole(0), default=1_000, metavar="N",
         help="iterations between Inception scores (default 1000, authors' code; 0: never)")
     add("--score-samples", type=runs.whole(10), default=1_000, metavar="N",
@@ -50,12 +46,12 @@ def parse():
     if args.beta1 is not None and wgan_gp.METHODS[args.method].optimizer != "adam":
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp: leave it out")
     if not args.figure:
-        args.out = args.out or runs.default_out(parser, args, "{data}-{method}", ["dim", "norm", "beta1"])
+        args.out = args.out or runs.default_out(parser, args, "{data}-{method}", ["dim", "beta1"])
     return args
 
 
 def generator(args):
-    """Return the generator, its latents and what turns its output into bytes. sample.py calls it."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
     G = models.cifar_generator(args.dim).to(args.device)
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
     return G, latents, data.to_bytes
@@ -67,23 +63,20 @@ def main():
         return draw_figure(Path(args.out or "runs"))
 
     # data, and the network that scores samples
-    out = runs.check_out(args, args.out)
-    images, _ = data.images(args.data, args.data_dir, size=32, leave_out=out)
-    held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, leave_out=out)
+    runs.check_out(args)
+    images, _ = data.images(args.data, args.data_dir, size=32, leave_out=args.out)
+    held_out, _ = data.images(args.data, args.data_dir, size=32, train=False, leave_out=args.out)
     how = args.batch_size, data.from_bytes, args.device
     batches = data.batches(images, *how)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
-    run = runs.Run(args, out, COLUMNS, CHARTS, images)
+    run = runs.Run(args, COLUMNS, CHARTS, images)
 
-    # method and networks. The gradient penalty needs a D without batch norm (Section 4)
+    # method and networks. With a gradient penalty D has no batch norm (Section 4)
     method = wgan_gp.METHODS[args.method]
     if args.beta1 is not None:
         method = method._replace(beta1=args.beta1)
-    norm = args.norm or ("none" if method.lam else "batch")
-    if method.lam and norm == "batch":
-        runs.say("train_cifar.py: warning: a gradient penalty needs a critic without batch norm (Section 4)")
     G, latents, to_bytes = generator(args)
-    D = models.cifar_critic(args.dim, None if norm == "none" else norm).to(args.device)
+    D = models.cifar_critic(args.dim, norm=None if method.lam else "batch").to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
     fixed_z, = latents(100)
 
@@ -93,7 +86,7 @@ def main():
     for step in train(G, D, batches, latents, opt_G, opt_D, method, args.iterations, start, args.seed):
         measured = {}
 
-        # now and then: the critic loss on held-out images, and samples, always of the same latents
+        # every --sample-every iterations: the loss on held-out images, and samples of fixed latents
         if run.every(args.sample_every, step):
             with run.clock_stopped():
                 in_order = data.in_order(held_out, *how)
@@ -102,7 +95,7 @@ def main():
                 samples = wgan_gp.sample(G, lambda m: (fixed_z,), 100, convert=to_bytes)
                 run.save_images(step, samples, columns=10)
 
-        # less often: the Inception score
+        # less often, and not on Ctrl-C: the Inception score
         if net and run.every(args.score_every, step, when_stopped=False):
             with run.clock_stopped():
                 samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)
@@ -146,7 +139,7 @@ def draw_figure(folder):
             charts.append(row)
     if not charts:
         raise runs.Mistake(f"no run in {folder} is called cifar-METHOD and has a log: train some, or set --out")
-    runs.save_picture(plots.beside(charts), folder / "figure3.png")
+    runs.write(folder / "figure3.png", plots.beside(charts))
     print(f"runs drawn: {sum(map(len, logs.values()))}; figure: {folder / 'figure3.png'}")
 
 

@@ -26,21 +26,17 @@ import wgan_gp
 
 SCORE = ["inception_score", "inception_deviation", "samples_scored"]
 COLUMNS = ["held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated", *SCORE]
-CHARTS = [("classification accuracy", ["accuracy_real", "accuracy_generated"]),
-          ("Inception score", ["inception_score"])]
+CHARTS = [("classification accuracy", {"accuracy_real": "real", "accuracy_generated": "generated"}),
+          ("Inception score", {"inception_score": "inception score"})]
 
 
 def parse():
-    parser = runs.flags(__doc__, data="cifar10", iterations=100_000, batch_size=64)
+    parser = runs.flags(__doc__, data="cifar10", iterations=100_000, batch_size=64, sample_every=500)
     add = parser.add_argument
     add("--conditional", action="store_true", help="labels for both networks, AC-GAN (Section 5.4)")
     add("--generator-batch", type=runs.whole(2), default=128, metavar="N",
         help="examples in the generator's batch (default 128, authors' code; Appendix F: 64)")
     add("--dim", type=runs.whole(1), default=128, help="width (default 128, Appendix F)")
-    add("--lr", type=runs.number(1e-9), default=2e-4, help="Adam's at first (default 2e-4, Appendix F)")
-    add("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (default 0, Algorithm 1)")
-    add("--sample-every", type=runs.whole(1), default=500, metavar="N",
-        help="iterations between sample grids and held-out losses (default 500, ours)")
     add("--score-every", type=runs.whole(0), default=5_000, metavar="N",
         help="iterations between Inception scores (default 5000; authors' code: 1000; 0: never)")
     add("--score-samples", type=runs.whole(10), default=50_000, metavar="N",
@@ -50,12 +46,12 @@ def parse():
     args = fast.parse(parser)
     if not args.table:
         name = "{data}-resnet-conditional" if args.conditional else "{data}-resnet"
-        args.out = args.out or runs.default_out(parser, args, name, ["generator_batch", "dim", "lr", "beta1"])
+        args.out = args.out or runs.default_out(parser, args, name, ["generator_batch", "dim"])
     return args
 
 
 def generator(args):
-    """Return the generator, its latents and what turns its output into bytes. sample.py calls it."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
     G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
 
     def latents(m):
@@ -96,18 +92,18 @@ def main():
         raise runs.Mistake(f"{args.data} has no labels: leave out --conditional, or use cifar10 or shapes")
 
     # data, and the network that scores samples
-    out = runs.check_out(args, args.out)
-    images, labels = data.images(args.data, args.data_dir, size=32, leave_out=out)
-    held_out, held_out_labels = data.images(args.data, args.data_dir, size=32, train=False, leave_out=out)
+    runs.check_out(args)
+    images, labels = data.images(args.data, args.data_dir, size=32, leave_out=args.out)
+    held_out, held_out_labels = data.images(args.data, args.data_dir, size=32, train=False, leave_out=args.out)
     if not args.conditional:
         labels = held_out_labels = None
     batches = data.batches(images, args.batch_size, data.from_bytes_noisy, args.device, labels)
     in_order = lambda m: data.in_order(held_out, m, data.from_bytes_noisy, args.device, held_out_labels)
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
-    run = runs.Run(args, out, COLUMNS, CHARTS, images, decays=True)
+    run = runs.Run(args, COLUMNS, CHARTS, images, decays=True)
 
     # method and networks
-    method = wgan_gp.WGAN_GP._replace(lr=args.lr, beta1=args.beta1)
+    method = wgan_gp.WGAN_GP._replace(lr=2e-4)  # at first (Appendix F)
     if args.conditional:
         method = method._replace(critic_term=critic_term, generator_term=generator_term)
     G, latents, to_bytes = generator(args)
@@ -124,7 +120,7 @@ def main():
                       decay=True, generator_batch=args.generator_batch):
         measured = {}
 
-        # now and then: the critic loss on held-out images, and samples, always of the same latents
+        # every --sample-every iterations: the loss on held-out images, and samples of fixed latents
         if run.every(args.sample_every, step):
             with run.clock_stopped():
                 loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, in_order(args.batch_size), latents, method)
@@ -134,7 +130,7 @@ def main():
                 if args.conditional:
                     measured.update(accuracies(G, D, next(in_order(1_000)), latents(1_000)))
 
-        # less often: the Inception score
+        # less often, and not on Ctrl-C: the Inception score
         if net and run.every(args.score_every, step, when_stopped=False):
             with run.clock_stopped():
                 samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)
@@ -168,32 +164,31 @@ def print_table(folder):
         last, best = [], []
         for path in [*folder.glob(f"{name}/log.csv"), *folder.glob(f"{name}-seed*/log.csv")]:
             log = runs.read_log(path.parent, *SCORE)
-            scores = np.stack([log[column] for column in [*SCORE, "iteration"]], axis=1)
-            scores = scores[np.isfinite(scores[:, 0])]
+            scores = np.stack([log[column] for column in ["iteration", *SCORE]], axis=1)
+            scores = scores[np.isfinite(scores).all(axis=1)]
             if len(scores):
                 used.add(path.parent)
                 last.append(scores[-1])
-                best.append(scores[scores[:, 0].argmax()])
+                best.append(scores[scores[:, 1].argmax()])
         if last:
-            *_, samples, least = [f"{number:,.0f}" for number in np.min(last, axis=0)]
-            most = f"{np.max(last, axis=0)[-1]:,.0f}"
-            iterations = least if least == most else f"{least} to {most}"
-            print(row(method, len(last), iterations, samples, over_seeds(last), over_seeds(best), paper))
+            iterations, *_, samples = np.transpose(last)
+            length = " to ".join(f"{n:,.0f}" for n in np.unique([iterations.min(), iterations.max()]))
+            print(row(method, len(last), length, f"{samples.min():,.0f}", mean(last), mean(best), paper))
         else:
             print(row(method, 0, "-", "-", "-", "-", paper))
-    print(f"from the logs in {folder}. +- is over seeds, or of one seed over 10 parts of its samples.")
+    print(f"from the logs in {folder}. +-: standard deviation over seeds, or over 10 parts for one seed")
     mine = [path.parent for path in folder.glob("*/config.json") if b"train_cifar_resnet.py" in path.read_bytes()]
     others = sorted(run.name for run in mine if run not in used)
     if others:
         print(f"left out, as they have no score yet or another name: {', '.join(others)}")
 
 
-def over_seeds(scores):
-    """Return the mean of several seeds' scores and their deviation, or one seed's score and its own."""
-    mean, deviation = scores[0][:2]
+def mean(scores):
+    """Return the mean of several seeds' scores and its deviation, or one seed's score and its own."""
+    _, value, deviation, _ = np.mean(scores, axis=0)
     if len(scores) > 1:
-        mean, deviation = np.mean(scores, axis=0)[0], np.std(scores, axis=0, ddof=1)[0]
-    return f"{mean:.2f} +- {deviation:.2f}"
+        deviation = np.std(scores, axis=0, ddof=1)[1]
+    return f"{value:.2f} +- {deviation:.2f}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ samples/NNNNNN.txt has 640 samples. log.csv has their Jensen-Shannon divergence 
 n-grams of 1 to 4 characters (js1 to js4), and that of 640 real lines, the lowest to expect (js1_floor).
 
 Expect words with frequent spelling errors after 200,000 iterations (Table 4), and nothing comparable from
-the standard GAN. Results of 10,000 iterations at width 48: results/language.
+the standard GAN. Our runs, 10,000 iterations at width 48: results/language.
 """
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ ORDERS = (1, 2, 3, 4)  # n-grams
 
 
 def parse():
-    parser = runs.flags(__doc__, data="billion-word", iterations=200_000, batch_size=64)
+    parser = runs.flags(__doc__, data="billion-word", iterations=200_000, batch_size=64, sample_every=100)
     add = parser.add_argument
     add("--method", choices=wgan_gp.METHODS, default="wgan-gp", help="(default wgan-gp)")
     add("--dim", type=runs.whole(1, 65_536), default=512, help="width (authors' code: 512)")
@@ -39,7 +39,6 @@ def parse():
     add("--beta1", type=runs.number(0, 1), help="Adam's (Algorithm 1: 0; authors' code: 0.5)")
     add("--length", type=runs.whole(4, 65_536), default=32, help="characters a line (Section 5.5: 32)")
     add("--max-lines", type=runs.whole(2), default=10_000_000, help="(authors' code: 10 million)")
-    add("--sample-every", type=runs.whole(1), default=100, help="iterations between divergences (100)")
     args = fast.parse(parser)
     method = wgan_gp.METHODS[args.method]
     if args.beta1 is not None and method.optimizer != "adam":
@@ -57,7 +56,7 @@ def main():
         method = method._replace(beta1=args.beta1)
 
     # data: sentences as codes, in random order
-    runs.check_out(args, args.out)
+    runs.check_out(args)
     codes, alphabet = data.text(args.data, args.data_dir, args.max_lines, args.length)
     torch.manual_seed(args.seed)
     codes = codes[torch.randperm(len(codes))]
@@ -65,9 +64,9 @@ def main():
     charts = [(f"Jensen-Shannon divergence of {n}-grams (bits)",
                {f"js{n}": f"{SAMPLES} samples", f"js{n}_floor": "real lines"}) for n in ORDERS]
     columns = [f"js{n}" for n in ORDERS] + [f"js{n}_floor" for n in ORDERS]
-    run = runs.Run(args, args.out, columns, charts, codes)
-    counts, floors = statistics(codes.numpy(), len(alphabet))
+    run = runs.Run(args, columns, charts, codes)
     if run.first:
+        counts, floors = statistics(codes.numpy(), len(alphabet))
         run.write("alphabet.json", json.dumps(alphabet) + "\n")
         print(f"{len(codes)} lines, {len(alphabet)} characters")
 
@@ -84,7 +83,7 @@ def main():
         if run.every(args.sample_every, step):
             with run.clock_stopped():
                 samples = wgan_gp.sample(G, latents, SAMPLES, 64, to_codes)
-                run.save_text(step, data.decode(samples, alphabet))
+                run.save_sample(step, "\n".join(data.decode(samples, alphabet)) + "\n", "txt")
                 for n in ORDERS:
                     measured[f"js{n}"] = js_divergence(n_grams(samples.numpy(), n, len(alphabet)), counts[n])
                 measured.update(floors)
@@ -94,7 +93,7 @@ def main():
 
 
 def generator(args, alphabet=None):
-    """Return the generator, its latents and the conversion of its output to strings. sample.py calls it too.
+    """Return G, its latent sampler and the conversion of its output to strings. sample.py calls it too.
 
     alphabet: by default that of the run in args.out.
     """

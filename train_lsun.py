@@ -8,7 +8,7 @@
     python train_lsun.py --grid                               draw Figures 2 and 5(a) from runs/
 
 The paper "only succeeded in training every architecture with a shared set of hyperparameters using
-WGAN-GP", in 200,000 iterations. What came out here, after far fewer: results/lsun.
+WGAN-GP", in 200,000 iterations. Our runs, far shorter: results/lsun.
 """
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ ADAM = ("dcgan", "wgan-gp")
 
 
 def parse():
-    parser = runs.flags(__doc__, data="data/lsun", iterations=200_000, batch_size=64)
+    parser = runs.flags(__doc__, data="data/lsun", iterations=200_000, batch_size=64, sample_every=1_000)
     add = parser.add_argument
     add("--architecture", choices=models.LSUN, default="dcgan", help="Figure 2's, or Figure 4's resnet")
     add("--method", choices=COLUMNS, default="wgan-gp", help="a column of Figure 2 (default wgan-gp)")
@@ -40,8 +40,6 @@ def parse():
     add("--dim", type=int, choices=[4, 8, 16, 32, 64, 128], default=64, help="width (authors' code: 64)")
     add("--beta1", type=runs.number(0, 1), default=0.5,
         help="Adam's (default 0.5, Appendix E; the authors' code has 0 for WGAN-GP)")
-    add("--sample-every", type=runs.whole(1), default=1_000, metavar="N",
-        help="iterations between sample grids and held-out losses (default 1000)")
     add("--commands", action="store_true", help="print the 28 commands, with the other flags")
     add("--grid", action="store_true", help="draw Figures 2 and 5(a) from the runs in --out (runs)")
     args = fast.parse(parser)
@@ -58,7 +56,7 @@ def parse():
 
 
 def generator(args):
-    """Return the generator, its latents and what turns its output into bytes. sample.py calls it."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
     size = {"size": 128} if args.size == 128 else {}
     G = models.LSUN[args.architecture][0](args.dim, **size).to(args.device)
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
@@ -77,16 +75,16 @@ def main():
         return draw_grid(Path(args.out or "runs"))
 
     # data
-    out = runs.check_out(args, args.out)
+    runs.check_out(args)
     if args.data == "data/lsun" and not Path(args.data).is_dir():
         raise runs.Mistake("no folder data/lsun: export LSUN to images with its tool (github.com/fyu/lsun), "
                            "or set --data")
-    images, _ = data.images(args.data, args.data_dir, args.size, leave_out=out)
-    held_out, _ = data.images(args.data, args.data_dir, args.size, train=False, leave_out=out)
+    images, _ = data.images(args.data, args.data_dir, args.size, leave_out=args.out)
+    held_out, _ = data.images(args.data, args.data_dir, args.size, train=False, leave_out=args.out)
     how = args.batch_size, data.from_bytes, args.device
     batches = data.batches(images, *how)
-    run = runs.Run(args, out, columns=["held_out_loss", "held_out_wasserstein"],
-                   charts=[("generator loss", ["generator_loss"])], data=images)
+    run = runs.Run(args, columns=["held_out_loss", "held_out_wasserstein"],
+                   charts=[("generator loss", {"generator_loss": "generator loss"})], data=images)
 
     # networks. Critics have layer norm under the penalty, otherwise batch norm (Section 5.2)
     method = wgan_gp.METHODS[args.method]
@@ -104,7 +102,7 @@ def main():
     train = fast.choose(args)
     for step in train(G, D, batches, latents, opt_G, opt_D, method, args.iterations, start, args.seed):
         measured = {}
-        # now and then: measure on held-out images, draw samples
+        # every --sample-every iterations: measure on held-out images, draw samples
         if run.every(args.sample_every, step):
             with run.clock_stopped():
                 some = data.in_order(held_out[:1_000], *how)
@@ -115,7 +113,7 @@ def main():
         run.log(step, **measured)
         run.checkpoint(step)
     if run.first:
-        runs.save_picture(negative_critic_loss(run.out), run.out / "figure5a.png")
+        runs.write(run.out / "figure5a.png", negative_critic_loss(run.out))
     run.finish()
 
 
@@ -140,20 +138,22 @@ def draw_grid(folder):
             raise runs.Mistake(f"{run} is a second {' by '.join(cell)}: move one of the two away")
         kinds.add(f"{Path(flags['data']).name}, width {flags['dim']}, batch {flags['batch_size']}")
         curves[cell] = negative_critic_loss(run, size=(262, 180))
-        for path in sorted(run.glob("samples/[0-9]*.png"))[-1:]:  # the newest, if there is one
-            try:
-                samples[cell] = Image.open(path).crop((0, 0, 4 * 66 - 2, 2 * 66 - 2))  # 8 of 64
-            except (OSError, SyntaxError, ValueError) as error:
-                raise runs.Mistake(f"{path} is damaged ({error}): move {run} away") from None
-            captions[cell] = f"iteration {int(path.stem):,}"
+        path = runs.newest(run)
+        if path.parent == run:
+            continue  # no samples yet
+        try:
+            samples[cell] = Image.open(path).crop((0, 0, 4 * 66 - 2, 2 * 66 - 2))  # 8 of 64
+        except (OSError, SyntaxError, ValueError) as error:
+            raise runs.Mistake(f"{path} is damaged ({error}): move {run} away") from None
+        captions[cell] = f"iteration {int(path.stem):,}"
     if not curves:
         raise runs.Mistake(f"no run of Figure 2 in {folder}: train those of --commands, or set --out")
 
     table = lambda cells: [[cells.get((row, column)) for column in COLUMNS] for row in ROWS]
     labels = ROWS.values(), COLUMNS.values(), "; ".join(sorted(kinds))
     figure_2 = plots.beside(table(samples), table(captions), *labels)
-    runs.save_picture(figure_2, folder / "figure2.png")
-    runs.save_picture(plots.beside(table(curves), None, *labels), folder / "figure5a.png")
+    runs.write(folder / "figure2.png", figure_2)
+    runs.write(folder / "figure5a.png", plots.beside(table(curves), None, *labels))
     print(f"drew {len(curves)} of 28 runs: {folder}/figure5a.png, {folder}/figure2.png")
 
 

@@ -8,8 +8,8 @@ MNIST (11 MB) is downloaded to data/ if it is not there. The figure shows the ne
 training and on validation images, which part as the critic overfits, in the paper and in results/mnist.
 The slopes, with their errors, are printed at the end. The digits: results/mnist-gan.
 
-Both losses contain the penalty. Each is measured on at most 1,000 images, against the same fresh samples.
-The width, and the batch norm that both networks have under clipping only, are those of the authors' code.
+Both losses include the penalty, if any. Each is measured on at most 1,000 images, against the same fresh samples.
+As in the authors' code the width is 64, and only clipping uses batch norm.
 """
 from pathlib import Path
 
@@ -28,18 +28,16 @@ MEASURED = 1_000  # images of each set that a loss is measured on, at most
 
 
 def parse():
-    parser = runs.flags(__doc__, data="mnist", iterations=None, batch_size=50, threads=1)
+    parser = runs.flags(__doc__, data="mnist", iterations=None, batch_size=50, sample_every=500, threads=1)
     add = parser.add_argument
     add("--method", choices=LABELS, help="(default: both, with --subset 0 wgan-gp)")
-    add("--subset", type=runs.whole(0), default=1_000, metavar="N",
+    add("--subset", type=runs.whole(0, 60_001), default=1_000, metavar="N",
         help="random training images (Section 5.6: 1000), 0 for all 60,000")
     add("--dim", type=runs.whole(1, 65_536), default=64, help="width of both networks (default 64)")
     add("--beta1", type=runs.number(0, 1), default=0.0, help="Adam's (Algorithm 1: 0; authors' code: 0.5)")
     add("--lr", type=runs.number(1e-9), help="learning rate (default: that of the method, 1e-4 for Adam)")
     add("--measure-every", type=runs.whole(1), default=100, metavar="N",
         help="iterations between measurements of the losses (default 100)")
-    add("--sample-every", type=runs.whole(1), default=500, metavar="N",
-        help="iterations between pages of samples (default 500)")
     args = fast.parse(parser)
     if args.data != "mnist":
         parser.error(f"--data {args.data}: for other images see train_cifar.py")
@@ -64,12 +62,12 @@ def main():
     if args.subset and all(run.first for run in finished.values()):
         logs = {method: runs.read_log(run.out) for method, run in finished.items()}
         describe(logs)
-        runs.save_picture(draw_figure(logs), Path(args.out) / "figure.png")
+        runs.write(Path(args.out) / "figure.png", draw_figure(logs))
         print(f"done: {args.out}/figure.png")
 
 
 def generator(args):
-    """Return the generator, its latents and what turns its output into bytes. sample.py calls it."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
     G = models.mnist_generator(args.dim, norm=args.method == "wgan").to(args.device)
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
     return G, latents, data.unit_to_bytes
@@ -82,18 +80,18 @@ def train_one(args, name):
         method = method._replace(beta1=args.beta1)
     if args.lr:
         method = method._replace(lr=args.lr)
-    runs.check_out(args, args.out)
+    runs.check_out(args)
 
     # data
     images, _ = data.mnist(args.data_dir)
     test, _ = data.mnist(args.data_dir, train=False)
-    images = choose(images, args.subset or len(images), args.seed)
-    measured_on = {"train_loss": choose(images, min(MEASURED, len(images)), args.seed),
-                   "held_out_loss": choose(test, min(MEASURED, len(test)), args.seed)}
+    images = choose(images, args.subset or None, args.seed)
+    measured_on = {"train_loss": choose(images, MEASURED, args.seed),
+                   "held_out_loss": choose(test, MEASURED, args.seed)}
     how = args.batch_size, data.unit_from_bytes, args.device
     batches = data.batches(images, *how)
     charts = [("critic loss on both sets", {"train_loss": "training images", "held_out_loss": "held-out images"})]
-    run = runs.Run(args, args.out, list(measured_on), charts, images, label=name)
+    run = runs.Run(args, list(measured_on), charts, images, label=name)
 
     # networks
     G, latents, to_bytes = generator(args)
@@ -122,9 +120,7 @@ def train_one(args, name):
 
 
 def choose(images, n, seed):
-    """Return n of the images, drawn without replacement. Raises Mistake if there are fewer."""
-    if n > len(images):
-        raise runs.Mistake(f"{len(images)} images are fewer than --subset {n}: lower it", 2)
+    """Return n of the images, drawn without replacement, or all if there are fewer."""
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]]
 
 
@@ -151,7 +147,7 @@ def draw_figure(logs):
 def slope(x, y, parts=10):
     """Return the slope of y over x and its standard error, by least squares through the means of parts.
 
-    Single measurements resemble their neighbours, which would make the error too small.
+    Neighbouring measurements are correlated, which would make the error too small.
     """
     x, y = ([part.mean() for part in np.array_split(values, parts)] for values in (x, y))
     (rise, _), covariance = np.polyfit(x, y, 1, cov=True)

@@ -5,8 +5,8 @@
     python train_random_architectures.py --commands 200            the commands of all 400 runs
     python train_random_architectures.py --table                   Tables 2, 5, Appendices C and D
 
-The paper trains 200 both ways on 32x32 ImageNet and counts Inception scores above thresholds:
-WGAN-GP alone reaches many, the GAN alone hardly any. Ours: results/random-architectures. A run's
+The paper trains 200 both ways on 32x32 ImageNet and counts those above each Inception score.
+Many pass only with WGAN-GP, hardly any only as a GAN. Our runs: results/random-architectures. A run's
 result is NNN-METHOD.json in --out. Collect those of several machines in one folder. Without
 Inception weights they have only our own measure, pixel_likeness.
 """
@@ -44,7 +44,7 @@ METHODS = {"gan": wgan_gp.METHODS["dcgan"], "wgan-gp": wgan_gp.WGAN_GP}  # Appen
 
 
 def parse():
-    parser = runs.flags(__doc__, data="data/imagenet32", iterations=100_000, batch_size=64)
+    parser = runs.flags(__doc__, data="data/imagenet32", iterations=100_000, batch_size=64, sample_every=5_000)
     what = parser.add_mutually_exclusive_group(required=True).add_argument
     what("--index", type=runs.whole(0, 9_216), metavar="I", help="train this architecture (0 to 9215)")
     what("--list", type=runs.whole(1, 9_217), metavar="N", help="print the first N architectures")
@@ -55,7 +55,6 @@ def parse():
     add("--one-sided", action="store_true", help="the one-sided penalty (Appendix C)")
     add("--activation", choices=["elu", "softplus"], help="in both networks (Appendix D)")
     add("--divide-filters", type=int, choices=[1, 2, 4, 8, 16, 32], default=1, help="for small runs (default 1)")
-    add("--sample-every", type=runs.whole(1), default=5_000, metavar="N", help="iterations per grid (default 5000)")
     add("--score-samples", type=runs.whole(0), default=50_000, metavar="N",
         help="samples in the final Inception score (default 50000, as for Table 3; 0: no score)")
     add("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
@@ -102,7 +101,7 @@ def settings(args, network):
 
 
 def generator(args):
-    """Return the generator, its latents and the conversion of its output to bytes. For sample.py too."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
     latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
     return models.variant_generator(*settings(args, "G")).to(args.device), latents, data.to_bytes
 
@@ -144,7 +143,7 @@ def train(args, folder):
     args.resume = args.resume and Path(args.out, "checkpoint.pt").exists()
 
     # data, and the network that scores
-    runs.check_out(args, args.out)
+    runs.check_out(args)
     if args.data == "data/imagenet32" and not Path(args.data).is_dir():
         raise runs.Mistake("no folder data/imagenet32: get it from image-net.org, or set --data cifar10")
     images, _ = data.images(args.data, args.data_dir, size=32, leave_out=folder)
@@ -152,7 +151,7 @@ def train(args, folder):
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
 
     # networks
-    run = runs.Run(args, args.out, charts=[("generator loss", ["generator_loss"])], data=images)
+    run = runs.Run(args, charts=[("generator loss", {"generator_loss": "generator loss"})], data=images)
     G, latents, to_bytes = generator(args)
     D, method = critic(args)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
@@ -196,13 +195,13 @@ def read_result(path):
 
 
 def sign_test(wins, losses):
-    """Return the exact two-sided p of wins and losses this uneven if both are equally likely."""
+    """Return the exact two-sided p-value of a sign test."""
     n = wins + losses
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2 ** n)
 
 
 def print_tables(folder):
-    """Print what the results in `folder` add up to, and draw figure.png there."""
+    """Print the tables of the results in `folder`, and draw figure.png there."""
     results, pictures = {}, []
     for path in sorted(folder.glob("[0-9]*-*.json")):
         index, _, variant = path.stem.partition("-")
@@ -231,7 +230,7 @@ def print_tables(folder):
                 print(f"{appendix}: {first} is above {second} in {wins} of {len(a)} architectures, "
                       f"below in {losses}, sign test p = {sign_test(wins, losses):.3g}")
     if pictures:
-        runs.save_picture(plots.beside([pictures]), folder / "figure.png")
+        runs.write(folder / "figure.png", plots.beside([pictures]))
         print(f"drew {folder}/figure.png")
 
 

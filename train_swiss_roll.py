@@ -6,10 +6,10 @@
 
 Expect straight lines on the log axis for c = 0.1, 0.01 and 0.001 and a nearly flat one for the
 penalty, and weights at -c and c under clipping only, after 4 minutes. Section 3 says that other
-constraints have similar problems, and that batch norm helps somewhat. Ours: results/swiss-roll.
+constraints have similar problems, and that batch norm helps somewhat. Our runs: results/swiss-roll.
 
 Our choices where the paper gives none: 128 units, 600 iterations, He's initial weights. At c = 0.01 and
-0.001 the first clip shrinks these, which makes most of the figure. The norms are those of the gradient of
+0.001 the first clip shrinks the weights, which explains most of the figure. The norms are those of the gradient of
 equation 2 at the output of each ReLU, geometric means over the second half.
 """
 import copy
@@ -42,10 +42,7 @@ def parse():
     args = parser.parse_args()
     if args.data != "swissroll":
         parser.error(f"--data {args.data}: this experiment is on swissroll")
-    variant = {"clip": ""}.get(args.constraint, f"-{args.constraint}")
-    if args.batch_norm:
-        variant += "-batch-norm"
-    args.out = args.out or f"runs/swiss-roll{variant}"
+    args.out = args.out or runs.default_out(parser, args, "swiss-roll", ["constraint", "batch_norm"])
     return args
 
 
@@ -64,19 +61,14 @@ def main():
         print("Within 1% of -c or c are " + ", ".join(texts))
     table = zip(range(1, args.depth + 1), *norms.values())
     runs.write_csv(f"{args.out}/gradient_norms.csv", ["layer", *norms], table)
-    runs.save_picture(draw_figure(norms, weights), f"{args.out}/figure.png")
+    runs.write(f"{args.out}/figure.png", draw_figure(norms, weights))
     print(f"done: {args.out}/figure.png, numbers in gradient_norms.csv")
 
 
 def generator(args):
-    """Return the generator, its latents and the conversion of its output to bytes. For sample.py too."""
+    """Return G, its latent sampler and None: points need no conversion. sample.py calls it too."""
     G = models.toy_generator(args.dim, args.depth).to(args.device)
-
-    def to_bytes(x_tilde):  # one picture of all points, (1, 3, 300, 300)
-        x = data.swiss_roll(len(x_tilde))
-        picture = plots.surface(torch.zeros(2, 2), (-2.2, 2.2, -2.2, 2.2), x, x_tilde)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    return G, lambda m: (torch.randn(m, 2, device=args.device),), to_bytes
+    return G, lambda m: (torch.randn(m, 2, device=args.device),), None
 
 
 def train(args, c, number):
@@ -88,7 +80,7 @@ def train(args, c, number):
 
     # data and networks
     layers = [f"layer_{i}" for i in range(1, args.depth + 1)]
-    run = runs.Run(args, args.out, columns=layers, label=f"{number}/4 {name}")
+    run = runs.Run(args, columns=layers, label=f"{number}/4 {name}")
     batches = data.toy_batches(data.swiss_roll, args.batch_size, args.device)
     G, latents, _ = generator(args)
     D = models.toy_critic(args.dim, args.depth)
@@ -113,8 +105,8 @@ def train(args, c, number):
         run.checkpoint(step)
 
     # average over the second half
-    log = run.read_log()
     run.finish()
+    log = runs.read_log(run.out)
     half = log["iteration"] >= args.iterations / 2
     weights = [w.detach().flatten().cpu() for w in D.parameters() if w.dim() == 2]
     return [geometric_mean(log[layer][half]) for layer in layers], torch.cat(weights)
@@ -154,7 +146,7 @@ def gradient_norms(D, x, x_tilde):
 
     The mean over the examples x (m, 2) and x_tilde (m, 2), in float64. They pass D separately, as in
     training. With batch norm a score depends on the other examples too, so the gradient at one example
-    is of the scores of its whole batch, as in the loss. It is 0 where these cancel.
+    sums over the scores of its batch, as in the loss. The terms can cancel.
     """
     D, norms = copy.deepcopy(D).cpu().double(), []
     for h in (x.cpu().double(), x_tilde.cpu().double()):

@@ -7,14 +7,13 @@
 
 In the figure G is fixed "at the real distribution plus unit-variance Gaussian noise". Expect
 surfaces that ignore the modes under clipping (top) and follow the data under the penalty (bottom),
-after about two minutes. In the GAN's training.gif samples find the modes. Ours: results/toy, toy-gan.
+after about two minutes. In the GAN's training.gif samples find the modes. Our runs: results/toy, toy-gan.
 The paper has lambda 10, the authors' GAN 0.1, "faster for toy tasks", with 512 units and batches of
 256. Ours have narrower networks and higher rates, which fall to 0.
 """
 import io
 import math
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -36,16 +35,16 @@ EXTENT = -2.2, 2.2, -2.2, 2.2  # of the pictures
 
 
 def parse():
-    parser = runs.flags(__doc__, data=None, iterations=None, batch_size=None, threads=1)
+    parser = runs.flags(__doc__, data=None, iterations=None, batch_size=None, sample_every=100, threads=1)
     add = parser.add_argument
     add("--train-generator", action="store_true", help="train G too, instead of drawing the figure")
     add("--paper", action="store_true", help="the paper's settings (takes hours)")
     add("--dim", type=runs.whole(1, 65_536), help="units in a hidden layer (default 128, authors: 512)")
-    add("--sample-every", type=runs.whole(1), default=100, help="iterations between pictures of the GAN (default 100)")
     args = parser.parse_args()
     args.data = args.data or ("25gaussians" if args.train_generator else "all")
     dim, batch_size = (512, 256) if args.paper else (128, 128)
     args.dim, args.batch_size = args.dim or dim, args.batch_size or batch_size
+    args.out = args.out or (f"runs/toy-gan-{args.data}" if args.train_generator else "runs/toy")
     if args.data not in data.TOYS and (args.train_generator or args.data != "all"):
         parser.error(f"--data {args.data}: choose {', '.join(data.TOYS)}")
     return args
@@ -55,25 +54,25 @@ def main():
     args = parse()
     if args.train_generator:
         return train_gan(args)
-    args.out = args.out or "runs/toy"
     toys = list(data.TOYS) if args.data == "all" else [args.data]
-    rows = [[train_critic(args, name, toy) for toy in toys] for name in ROWS]
+    keys = [(name, toy) for name in ROWS for toy in toys]
+    pictures = [train_critic(args, *key, f"{i}/{len(keys)}") for i, key in enumerate(keys, 1)]
+    rows = pictures[:len(toys)], pictures[len(toys):]
     figure = plots.beside(rows, row_labels=ROWS.values(), column_labels=[COLUMNS[toy] for toy in toys])
-    runs.save_picture(figure, f"{args.out}/figure.png")
+    runs.write(f"{args.out}/figure.png", figure)
     print(f"done: {args.out}/figure.png")
 
 
 # ---- the figure: critics alone ----
 
-def train_critic(args, name, toy):
+def train_critic(args, name, toy, number):
     """Train a critic on real points x against x + z. Return the picture of its values."""
     args = runs.part(args, f"{toy}-{name}")
     iterations, method = (PAPER if args.paper else OURS)[name]
     args.data, args.method, args.iterations = toy, name, args.iterations or iterations
 
     # data and network
-    number = len(COLUMNS) * list(ROWS).index(name) + list(COLUMNS).index(toy) + 1
-    run = runs.Run(args, args.out, decays=not args.paper, label=f"{number}/6 {toy} {name}")
+    run = runs.Run(args, decays=not args.paper, label=f"{number} {toy} {name}")
     batches = data.toy_batches(data.TOYS[toy], args.batch_size, args.device)
     D = models.toy_critic(args.dim).to(args.device)
     opt_D = method.make_optimizer(D)
@@ -105,15 +104,9 @@ def draw_surface(D, args, x_tilde=None, side=128):
 # ---- the GAN: Algorithm 1 ----
 
 def generator(args):
-    """Return the generator, its latents and the conversion of its output to bytes. For sample.py too."""
-    if not args.train_generator:
-        raise runs.Mistake("without --train-generator train_toy.py has no generator to sample from")
+    """Return G, its latent sampler and None: points need no conversion. sample.py calls it too."""
     G = models.toy_generator(args.dim).to(args.device)
-
-    def to_bytes(x_tilde):  # one picture of all points, (1, 3, 300, 300)
-        picture = plots.surface(torch.zeros(2, 2), EXTENT, data.TOYS[args.data](len(x_tilde)), x_tilde)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    return G, lambda m: (torch.randn(m, 2, device=args.device),), to_bytes
+    return G, lambda m: (torch.randn(m, 2, device=args.device),), None
 
 
 def train_gan(args):
@@ -122,8 +115,8 @@ def train_gan(args):
     args.iterations = args.iterations or iterations
 
     # data and networks
-    columns, charts = ["share_near_modes", "modes_hit"], [("share of samples near a mode", ["share_near_modes"])]
-    run = runs.Run(args, f"runs/toy-gan-{args.data}", columns, charts, decays=not args.paper)
+    columns, charts = ["share_near_modes", "modes_hit"], [("share of samples near a mode", {"share_near_modes": ""})]
+    run = runs.Run(args, columns, charts, decays=not args.paper)
     batches = data.toy_batches(data.TOYS[args.data], args.batch_size, args.device)
     G, latents, _ = generator(args)
     D = models.toy_critic(args.dim).to(args.device)
@@ -139,7 +132,7 @@ def train_gan(args):
             with run.clock_stopped(), torch.no_grad():
                 x_tilde = G(fixed_z)
                 measured = near_modes(x_tilde.cpu(), args.data)
-                run.save_picture(step, draw_surface(D, args, x_tilde[:500]))
+                run.save_sample(step, draw_surface(D, args, x_tilde[:500]))
         run.log(step, **measured)
         run.checkpoint(step)
     runs.write(run.out / "training.gif", animate(run.out / "samples"))

@@ -2,7 +2,7 @@
 
 Needs torch alone: copy this file, or only gradient_penalty. The names are the paper's: critic D,
 generator G, real x, generated x_tilde, x_hat between them, eps, lam (lambda), n_critic. The loop
-over i = 1..m in lines 3 to 8 is the batch dimension.
+over i = 1..m in lines 3 to 8 is the batch dimension. Labels, if any, are passed on as *y.
 """
 from typing import Callable, NamedTuple
 
@@ -20,9 +20,9 @@ def scores(D, x):
 
 
 def gradient_penalty(D, x, x_tilde, one_sided=False):
-    """Compute the penalty of equation 3, E[(||grad D(x_hat)||_2 - 1)^2], a scalar without its weight.
+    """Compute the penalty of equation 3, E[(||grad D(x_hat)||_2 - 1)^2], not yet times lambda.
 
-    x, x_tilde: real and generated examples, floating point, (m, n, ...) both, paired by position.
+    x, x_tilde: real and generated examples, floats (m, features...), paired by position.
     D must score each example by itself: layer norm in D is fine, batch norm is not (Section 4).
     one_sided: penalise only norms above 1, E[max(0, ||grad D(x_hat)||_2 - 1)^2] (Appendix C).
     """
@@ -31,22 +31,19 @@ def gradient_penalty(D, x, x_tilde, one_sided=False):
                          f"{tuple(x.shape)} and {x_tilde.dtype} {tuple(x_tilde.shape)}")
     eps = torch.rand(len(x), *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device)  # line 4: one per example
     x_hat = (eps * x + (1 - eps) * x_tilde).detach().requires_grad_()  # line 6
-    # Each score depends on its own example alone, so the gradient of the sum holds that of each.
+    # D scores each example by itself, so row i of this gradient is that of D(x_hat[i]).
     gradient, = torch.autograd.grad(scores(D, x_hat).sum(), x_hat, create_graph=True)
-    excess = gradient.flatten(1).norm(dim=1) - 1  # torch takes 0, not NaN, for the derivative at 0
-    if one_sided:
-        excess = excess.relu()
-    return excess.square().mean()
+    excess = gradient.flatten(1).norm(dim=1) - 1  # for a zero gradient, norm's own derivative is 0, not NaN
+    return (excess.relu() if one_sided else excess).square().mean()
 
 
 def critic_loss(D, x, x_tilde, *y, method=None):
     """Compute equation 3 on one batch, or the critic loss of another method (default: WGAN-GP).
 
-    y: the labels of x, if method.critic_term wants them. Returns three scalars: the loss,
-    the Wasserstein estimate E[D(x)] - E[D(x_tilde)], and the penalty without its weight.
+    Returns three scalars: the loss, E[D(x)] - E[D(x_tilde)], and the penalty not times lambda.
     """
     method = method or WGAN_GP
-    real, fake = scores(D, x), scores(D, x_tilde)  # two passes, as batch norm must not mix them
+    real, fake = scores(D, x), scores(D, x_tilde)  # two passes: other methods' D may have batch norm
     penalty = gradient_penalty(D, x, x_tilde, method.one_sided) if method.lam else real.new_zeros(())
     loss = method.D_loss(real, fake) + method.lam * penalty + method.critic_term(D, x, *y)
     return loss, real.mean() - fake.mean(), penalty
@@ -55,29 +52,29 @@ def critic_loss(D, x, x_tilde, *y, method=None):
 def critic_step(G, D, opt_D, x, z, *y, method=None):
     """Update the critic once, on real x (m, ...) and latents z (m, ...): lines 5 to 9.
 
-    G: any function. y: what else it takes, such as labels. Returns critic_loss before the update.
+    G: any function of z and y. Returns the three values of critic_loss from before the update.
     """
     method = method or WGAN_GP
     with torch.no_grad():
         x_tilde = G(z, *y)  # line 5
-    losses = critic_loss(D, x, x_tilde, *y, method=method)  # lines 6 and 7, their mean over i
-    descend(opt_D, losses[0])  # line 9
+    values = critic_loss(D, x, x_tilde, *y, method=method)  # lines 6 and 7, and the mean of line 9
+    update(opt_D, values[0])  # line 9
     if method.clip:
         for w in D.parameters():
             w.data.clamp_(-method.clip, method.clip)
-    return [loss.detach() for loss in losses]
+    return [value.detach() for value in values]
 
 
 def generator_step(G, D, opt_G, z, *y, method=None):
-    """Update the generator once, on z and y as in critic_step: line 12. Returns its loss."""
+    """Update the generator once, as in line 12, on z and y as in critic_step. Returns its loss."""
     method = method or WGAN_GP
     x_tilde = G(z, *y)
     loss = method.G_loss(scores(D, x_tilde)) + method.generator_term(D, x_tilde, *y)
-    descend(opt_G, loss)  # line 12
+    update(opt_G, loss)
     return loss.detach()
 
 
-def descend(optimizer, loss):
+def update(optimizer, loss):
     """Update the weights that the optimizer holds. No others get a gradient."""
     weights = [w for group in optimizer.param_groups for w in group["params"] if w.requires_grad]
     optimizer.zero_grad()
@@ -98,11 +95,11 @@ def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000,
           seed=None, decay=False, generator_batch=None):
     """Run Algorithm 1: `for step in train(...)` yields a Step after each iteration.
 
-    batches: x, (x,) or (x, y) each, such as a DataLoader. Read again from the start when they end
+    batches: an iterable of x, (x,) or (x, y), such as a DataLoader. Restarted when it ends
     latents: latents(m) returns z or (z,), and (z, y) if batches have labels y
     opt_G, opt_D: the optimizers, for instance method.make_optimizer(G)
-    start: iterations done before, of `iterations` in all
-    seed: reseed torch at each iteration. None: leave its random numbers alone
+    start: iterations already done, of `iterations` in all
+    seed: reseed torch at each iteration. None: do not reseed
     decay: let the learning rates fall linearly to 0 (Appendix F)
     generator_batch: examples in the generator's batch, if not as many as in the critic's
     """
@@ -111,18 +108,18 @@ def train(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000,
     for iteration in range(start, iterations):  # line 1, for a fixed number of iterations
         if seed is not None:
             seed_iteration(seed, iteration)
-        for group in opt_G.param_groups + opt_D.param_groups if decay else ():
-            first_lr = group.setdefault("initial_lr", group["lr"])
-            group["lr"] = first_lr * (1 - iteration / iterations)
+        if decay:
+            for group in opt_G.param_groups + opt_D.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 - iteration / iterations)
         for _ in range(method.n_critic):  # line 2
             x, *y = next(batches)  # line 4
             z, *labels = parts(latents(len(x)))  # line 4. x_tilde gets the labels of x
             if len(y) != len(labels):
                 raise ValueError("latents(m) must return (z, y) if batches have labels, else z. To drop "
                                  "labels: (x for _ in itertools.count() for x, y in loader)")
-            losses = critic_step(G, D, opt_D, x, z, *y, method=method)  # lines 5 to 9
+            values = critic_step(G, D, opt_D, x, z, *y, method=method)  # lines 5 to 9
         z, *y = parts(latents(generator_batch or len(x)))  # line 11
-        yield Step(iteration + 1, *losses, generator_step(G, D, opt_G, z, *y, method=method))  # line 12
+        yield Step(iteration + 1, *values, generator_step(G, D, opt_G, z, *y, method=method))  # line 12
 
 
 def parts(batch):
@@ -142,12 +139,12 @@ def endless(batches, device):
 
 def seed_iteration(seed, iteration):
     """Reseed torch, so that logging cannot change a run and resuming needs no RNG state."""
-    torch.manual_seed(seed * 1_000_003 + iteration)  # a factor above the length of any run
+    torch.manual_seed(seed * 1_000_003 + iteration)  # equal for no two pairs in runs shorter than that
 
 
 @torch.no_grad()
 def sample(G, latents, n, batch_size=100, convert=lambda x_tilde: x_tilde):
-    """Return n samples of G. Its batch norm needs full batches. convert: applied to each batch."""
+    """Return n samples of G, from full batches for its batch norm. convert: applied to each batch."""
     return torch.cat([convert(G(*parts(latents(batch_size)))) for _ in range(0, n, batch_size)])[:n]
 
 
@@ -156,16 +153,17 @@ def held_out_loss(G, D, batches, latents, method=None):
     total, examples = 0, 0
     for batch in batches:
         x, *y = parts(batch)
-        x_tilde = sample(G, lambda m: (parts(latents(m))[0], *y), len(x), len(x))
-        losses = torch.stack(critic_loss(D, x, x_tilde, *y, method=method)).detach()
-        total, examples = total + losses * len(x), examples + len(x)
+        with torch.no_grad():
+            x_tilde = G(parts(latents(len(x)))[0], *y)  # with the labels of x
+        values = torch.stack(critic_loss(D, x, x_tilde, *y, method=method)).detach()
+        total, examples = total + values * len(x), examples + len(x)
     return (total / examples).tolist()
 
 
 # ---- methods: real are the scores D(x), fake the scores D(x_tilde) ----
 
 class Method(NamedTuple):
-    """A way to train a GAN. METHODS["wgan-gp"]._replace(lam=1) changes one field."""
+    """A way to train a GAN. METHODS["wgan-gp"]._replace(lam=1) is a copy with another lambda."""
     D_loss: Callable  # (real, fake) -> scalar
     G_loss: Callable  # (fake) -> scalar
     lam: float  # weight of the gradient penalty. 0: none
@@ -188,14 +186,14 @@ class Method(NamedTuple):
         raise ValueError(f'optimizer must be "adam" or "rmsprop", not {self.optimizer!r}')
 
 
-# Minus half of equation 1 on logits, with the generator loss of Section 2.1, and least squares [18].
+# GAN: minus half of equation 1 on logits, and Section 2.1's other generator loss. LSGAN: [18].
 GAN_LOSSES = (lambda real, fake: (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2,
               lambda fake: F.softplus(-fake).mean())
 LSGAN_LOSSES = (lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
                 lambda fake: (fake - 1).square().mean())
 WGAN_LOSSES = (lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean())  # lines 7, 12
 
-METHODS = {  # the columns of Figure 2. WGAN-GP: Algorithm 1 (train_lsun.py has beta1 0.5, Appendix E)
+METHODS = {  # Figure 2's columns. WGAN-GP as in Algorithm 1: Figure 2 has beta1 0.5 (Appendix E)
     "dcgan": Method(*GAN_LOSSES, lam=0, clip=0, n_critic=1, optimizer="adam", lr=2e-4, beta1=0.5, beta2=0.999),
     "lsgan": Method(*LSGAN_LOSSES, lam=0, clip=0, n_critic=1, optimizer="rmsprop", lr=1e-4, beta1=None, beta2=0.9),
     "wgan": Method(*WGAN_LOSSES, lam=0, clip=0.01, n_critic=5, optimizer="rmsprop", lr=5e-5, beta1=None, beta2=0.9),

@@ -282,8 +282,8 @@ def test_download(cifar, server, tmp_path):
 
 
 @pytest.mark.parametrize("content, length, words", [
-    (None, None, "404"), (b"\x1f\x8b" + bytes(5_000), 100_000, "was not kept"), (b"", None, "was not kept"),
-    (b"<html>log in</html>", 19, "was not kept"), (b"\n<!doctype html>", None, "was not kept")])
+    (None, None, "404"), (b"\x1f\x8b" + bytes(5_000), 100_000, "was discarded"), (b"", None, "was discarded"),
+    (b"<html>log in</html>", 19, "was discarded"), (b"\n<!doctype html>", None, "was discarded")])
 @pytest.mark.parametrize("name, call, way_out", [
     ("cifar-10-python.tar.gz", data.cifar10, "--data shapes"), ("train-images-idx3-ubyte.gz", data.mnist, "--data-dir"),
     (f"{data.BILLION_WORD}.tar.gz", lambda folder: data.text("billion-word", folder), "--data the path of a text")])
@@ -544,7 +544,7 @@ def test_image_folder_counts_each_file_once(album, capsys):
     write(album / "old/run/log.csv", "")
     capsys.readouterr()
     assert firsts(cached(album, leave_out=album / "run")) == [*range(24), 77]
-    assert f"1 runs, whose samples are no data ({album}/old/run)" in capsys.readouterr().err
+    assert f"1 training runs, not data ({album}/old/run)" in capsys.readouterr().err
     assert firsts(cached(album)) == [*range(24), 77, 107]
 
 
@@ -555,11 +555,11 @@ def test_image_folder_never_has_a_picture_in_both_parts(album, capsys, recwarn, 
     parts = [firsts(cached(album, train=train)) for train in (True, False)]
     assert sorted(sum(parts, [])) == list(range(24)) and min(map(len, parts)) == 3 and len(recwarn) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("24 of 48 files used; 24 equal to others")
+    assert line.startswith("24 of 48 files used; 24 duplicates")
 
 
 def png16(colour, channels):
-    """A PNG of 20 x 20 with 16 bits a channel, which Pillow reads but does not write."""
+    """A PNG of 20 x 20 with 16 bits per channel, which Pillow reads but does not write."""
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
     rows = (b"\0" + bytes(20 * channels * 2)) * 20
@@ -590,7 +590,7 @@ def test_image_folder_skips_and_names(album, tmp_path, capsys, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("23 of 38 files used;")
     for words in ("3 HEIC, which Pillow cannot read here", "1 TXT, which", "1 PNG, which", "b/12.png", "1 JPG, which",
-                  "1 smaller than 16 x 16", "small.png", "1 broken links", "7 of more than 8 bits a channel"):
+                  "1 smaller than 16 x 16", "small.png", "1 broken links", "7 of more than 8 bits per channel"):
         assert words in line
     cached(album)
     assert capsys.readouterr().err == ""  # once
@@ -711,4 +711,4 @@ def test_text_that_is_not_there(tmp_path):
     (tmp_path / "bare").mkdir()
     refused(lambda: data.text(tmp_path / "bare"), "no lines")
     os.mkfifo(tmp_path / "pipe")
-    refused(lambda: data.text(tmp_path / "pipe"), "no regular file")
+    refused(lambda: data.text(tmp_path / "pipe"), "not a regular file")

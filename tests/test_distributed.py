@@ -70,7 +70,7 @@ def process(folder):
     steps = two_steps(slice(4 * rank, 4 * rank + 4), fast.average_gradients)
     args = argparse.Namespace(out=str(folder / "run"), resume=False, fast=False, bf16=False, device="cpu", seed=0,
                               iterations=3, checkpoint_seconds=0, threads=1, data="noise")
-    run = runs.Run(args, None)
+    run = runs.Run(args)
     torch.manual_seed(rank)  # other first weights on rank 1
     G, D = models.cifar_generator(2), models.cifar_critic(2, norm="batch")
     method = wgan_gp.METHODS["dcgan-gp"]
@@ -173,7 +173,7 @@ def test_a_signal_stops_both_and_resume_goes_on(tmp_path, command, whom):
 
 @pytest.mark.parametrize("flags, says", [
     (["--data", "no-such"], "no data set or folder is called 'no-such'"),
-    pytest.param(["--batch-size", 5], "error: --batch-size 5 cannot be shared", marks=pytest.mark.slow),
+    pytest.param(["--batch-size", 5], "error: --batch-size 5 must be a multiple", marks=pytest.mark.slow),
     pytest.param(["--dim", 0], "error: argument --dim", marks=pytest.mark.slow),
     pytest.param(["--resume"], "no checkpoint", marks=pytest.mark.slow),
 ])

@@ -200,7 +200,7 @@ def test_choose_returns_algorithm_1_itself_without_flags():
 
 @pytest.mark.parametrize("flags, size, message", [
     (["--fast"], "1", "--fast is a CUDA graph, and the device is cpu"),
-    (["--batch-size", "7"], "2", "--batch-size 7 cannot be shared by 2 processes"),
+    (["--batch-size", "7"], "2", "--batch-size 7 must be a multiple of 2 processes"),
     ([], "two", "WORLD_SIZE is 'two'")])
 def test_impossible_flags_are_one_line(call, monkeypatch, flags, size, message):
     monkeypatch.setenv("WORLD_SIZE", size)

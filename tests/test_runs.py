@@ -32,7 +32,7 @@ def train(data=None, decays=False, in_iteration=lambda run, i: None):
     parser.add_argument("--lr", type=runs.number(0), default=0.1)
     parser.add_argument("--measure-every", type=runs.whole(0), default=3)
     args = parser.parse_args()
-    run = runs.Run(args, "unused", ["held_out_loss", "score"], [("score", ["score"])], data, decays)
+    run = runs.Run(args, ["held_out_loss", "score"], [("score", {"score": "score"})], data, decays)
     D = torch.nn.Linear(2, 1)
     opt_D = torch.optim.Adam(D.parameters(), args.lr)
     for i in range(run.start(D=D, opt_D=opt_D), args.iterations):
@@ -161,7 +161,7 @@ def test_ctrl_c_measures_draws_and_saves_and_resume_goes_on_bit_for_bit(go, tmp_
         code, _, stderr = go()
     picture = tmp_path / f"run/samples/00000{stop}.png"
     assert code == 130 and picture.exists() and (tmp_path / "run/curves.png").exists()
-    assert stderr.splitlines()[-1] == f"saved iteration {stop} (the same command with --resume goes on); samples: {picture}"
+    assert stderr.splitlines()[-1] == f"saved iteration {stop} (the same command with --resume goes on): {picture}"
     log = runs.read_log(tmp_path / "run")
     assert len(log["iteration"]) == stop and np.isfinite(log["held_out_loss"][-1]) and np.isnan(log["score"][-1])
     assert go("--resume")[0] == 0
@@ -309,10 +309,10 @@ def failing(monkeypatch, name, error, times):
 FULL, BUSY = OSError(28, "No space left on device"), PermissionError(13, "Access is denied")
 
 
-@pytest.mark.parametrize("name, error, says", [
-    ("log.csv", FULL, "make room"), ("000003.png", FULL, "make room"), ("checkpoint.pt", FULL, "make room"),
-    ("curves.png", FULL, "make room"), ("log.csv", BUSY, "close it"), ("checkpoint.pt", BUSY, "close it")])
-def test_a_file_that_cannot_be_written_is_one_line_and_resume_goes_on(go, tmp_path, monkeypatch, name, error, says):
+@pytest.mark.parametrize("name, error", [
+    ("log.csv", FULL), ("000003.png", FULL), ("checkpoint.pt", FULL), ("curves.png", FULL), ("log.csv", BUSY),
+    ("checkpoint.pt", BUSY)])
+def test_a_file_that_cannot_be_written_is_one_line_and_resume_goes_on(go, tmp_path, monkeypatch, name, error):
     """A full disk, or a file that another program has open, which is tried again for some seconds."""
     monkeypatch.setattr(runs.time, "sleep", lambda _: None)
     for out, times in (("whole", 3 * (error is BUSY)), ("run", 10 ** 6)):
@@ -324,7 +324,8 @@ def test_a_file_that_cannot_be_written_is_one_line_and_resume_goes_on(go, tmp_pa
             result = go("--checkpoint-seconds", 0, out=out, in_iteration=fail_from_now_on)
         assert (result[0] == 0) == (out == "whole") and len(failed[0]) >= min(times, 1 + 2 * (error is BUSY))
     iteration = 8 if name == "curves.png" else 3
-    one_line(result, 1, f"iteration {iteration}:", f"{name} cannot be written ({error.strerror}): {says}", "is kept")
+    says = f"{name} cannot be written ({error.strerror}): make room, close the program that has it open"
+    one_line(result, 1, f"iteration {iteration}:", says, "is kept")
     assert not list(tmp_path.rglob("*.tmp"))
     assert go("--resume")[0] == 0
     assert same(states(tmp_path / "run"), states(tmp_path / "whole"))
@@ -406,8 +407,8 @@ def test_a_stop_asked_for_on_one_process_stops_both(tmp_path):
 
 
 def test_other_data_on_another_machine_are_refused(go, monkeypatch):
-    monkeypatch.setattr(runs, "from_rank_0", lambda own: (own[0], "12345678"))
-    one_line(go(data=np.ones((3, 2))), 1, "other data", "copy them to all machines")
+    monkeypatch.setattr(runs, "from_rank_0", lambda own: own if isinstance(own, dict) else "12345678")
+    one_line(go(data=np.ones((3, 2))), 1, "different data", "copy one version to all")
 
 
 @pytest.mark.parametrize("size, code", [("", 0), ("1", 0), ("2", 2), ("many", 2)])
@@ -479,7 +480,7 @@ def test_tables_and_pictures(tmp_path):
     runs.write_csv(tmp_path / "log.csv", ["a", 'b, "c"'], [[1_234_567, 1 / 3], [2, float("nan")]])
     assert (tmp_path / "log.csv").read_text() == 'a,"b, ""c"""\n1234567,0.333333\n2,nan\n'
     assert np.isnan(runs.read_log(tmp_path)['b, "c"']).tolist() == [False, True]
-    runs.save_picture(Image.new("RGB", (8, 8), "red"), tmp_path / "a.png")
+    runs.write(tmp_path / "a.png", Image.new("RGB", (8, 8), "red"))
     assert Image.open(tmp_path / "a.png").getpixel((0, 0)) == (255, 0, 0)
 
 

@@ -55,16 +55,14 @@ def pretend_inception(monkeypatch):
 # ---- what is trained ----
 
 @pytest.mark.parametrize("flags, norm, betas", [
-    ("", None, (0, 0.9)), ("--beta1 0.5", None, (0.5, 0.9)), ("--norm layer", torch.nn.GroupNorm, (0, 0.9)),
-    ("--norm batch", torch.nn.BatchNorm2d, (0, 0.9)), ("--method wgan-gp-rmsprop", None, None),
-    ("--method dcgan", torch.nn.BatchNorm2d, (0.5, 0.999)), ("--method dcgan --norm none", None, (0.5, 0.999)),
+    ("", None, (0, 0.9)), ("--beta1 0.5", None, (0.5, 0.9)), ("--method wgan-gp-rmsprop", None, None),
+    ("--method dcgan", torch.nn.BatchNorm2d, (0.5, 0.999)),
     ("--method dcgan-gp --beta1 0", None, (0, 0.999)), ("--method lsgan", torch.nn.BatchNorm2d, None),
     ("--method wgan", torch.nn.BatchNorm2d, None)])
 def test_each_method_trains_with_its_norm_and_beta1(trained, tmp_path, monkeypatch, flags, norm, betas):
     seen = []
     monkeypatch.setattr(fast, "choose", lambda args: lambda *given: seen.append(given) or wgan_gp.train(*given))
-    stderr = trained(CIFAR, tmp_path / "a", 2, *flags.split())
-    assert ("needs a critic without batch norm (Section 4)" in stderr) == (flags == "--norm batch")
+    trained(CIFAR, tmp_path / "a", 2, *flags.split())
     _, D, _, _, opt_G, opt_D, *_ = seen[0]
     kinds = {type(layer) for layer in D.modules()} & {torch.nn.GroupNorm, torch.nn.BatchNorm2d}
     assert kinds == ({norm} if norm else set())

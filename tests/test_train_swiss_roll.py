@@ -121,10 +121,12 @@ def test_the_decays_are_in_the_critics_loss():
 @pytest.mark.parametrize("constraint", ["l2-clip", "weight-norm", "l2-decay", "l1-decay", "batch-norm"])
 def test_other_constraints_and_batch_norm_have_folders_of_their_own(call, tmp_path, monkeypatch, constraint):
     monkeypatch.chdir(tmp_path)
-    flags = {"batch-norm": ["--batch-norm"]}.get(constraint, ["--constraint", constraint])
+    flags, out = ["--constraint", constraint], f"constraint-{constraint}"
+    if constraint == "batch-norm":
+        flags, out = ["--batch-norm"], constraint
     code, _, stderr = call(*SMALL, *flags)
     assert code == 0, stderr
-    found = states(tmp_path / "runs" / f"swiss-roll-{constraint}")
+    found = states(tmp_path / "runs" / f"swiss-roll-{out}")
     state = found["clip-0.01" if constraint == "batch-norm" else f"{constraint}-0.01"]["D"]
     critic = state.values()
     if constraint in ("l2-clip", "weight-norm"):
