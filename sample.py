@@ -41,13 +41,10 @@ def parse():
 
 def load(folder, device):
     """Return the generator of the run in `folder`, its latents and the conversion of its output."""
-    if not folder.is_dir():
-        known = [str(path.parent) for path in sorted(Path("runs").glob("**/config.json"))]
-        raise runs.Mistake(f"there is no folder {folder}; runs here: {', '.join(known[:20]) or 'none'}")
-    parts = [path.parent for path in folder.glob("*/config.json")]
-    if parts and not (folder / "config.json").exists():
-        names = ", ".join(sorted(path.name for path in parts))
-        raise runs.Mistake(f"{folder} holds several runs: name one of them ({names})")
+    if not (folder / "config.json").exists():
+        below = folder if folder.is_dir() else Path("runs")
+        known = [str(path.parent) for path in sorted(below.glob("**/config.json"))]
+        raise runs.Mistake(f"{folder} is not a run: choose one of these ({', '.join(known[:20]) or 'none'})")
     config, here = runs.read_config(folder), Path(__file__).resolve().parent
     script = config["script"]
     if script not in [path.name for path in here.glob("train_*.py")]:

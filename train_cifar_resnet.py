@@ -6,9 +6,9 @@
     python train_cifar_resnet.py --data shapes    no download: drawings, with labels too
 
 100,000 iterations of Adam 2e-4 (0, 0.9), decayed linearly to 0. The critic takes 5 steps on 64 images
-each, then the generator one on 128 (Appendix F: 64; but the scores come from the authors' code).
-Samples are as in Figure 6: a class per column if conditional. Our runs: results/cifar-resnet. The
-paper does not say whether its scores are of the last iteration or of the best. --table has both.
+each, then the generator one on 128 (authors' code; Appendix F: 64). Conditional samples have a class
+per column, as in Figure 6. The paper does not say whether its scores are of the last iteration or of
+the best. --table has both. Our runs: results/cifar-resnet.
 """
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import wgan_gp
 
 SCORE = ["inception_score", "inception_deviation", "samples_scored"]
 COLUMNS = ["held_out_loss", "held_out_wasserstein", "accuracy_real", "accuracy_generated", *SCORE]
-CHARTS = [("classification accuracy", {"accuracy_real": "real", "accuracy_generated": "generated"}),
+CHARTS = [("classification accuracy", {"accuracy_real": "accuracy real", "accuracy_generated": "accuracy generated"}),
           ("Inception score", {"inception_score": "inception score"})]
 
 

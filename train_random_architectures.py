@@ -6,9 +6,9 @@
     python train_random_architectures.py --table                   Tables 2, 5, Appendices C and D
 
 The paper trains 200 both ways on 32x32 ImageNet and counts those above each Inception score.
-Many pass only with WGAN-GP, hardly any only as a GAN. Our runs: results/random-architectures. A run's
-result is NNN-METHOD.json in --out. Collect those of several machines in one folder. Without
-Inception weights they have only our own measure, pixel_likeness.
+Many pass only with WGAN-GP, hardly any only as a GAN. Our runs: results/random-architectures.
+A run's result is NNN-METHOD.json in --out. Collect those of several machines in one folder.
+Without Inception weights they have only our own measure, pixel_likeness.
 """
 import itertools
 import json
@@ -151,7 +151,7 @@ def train(args, folder):
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_samples else None
 
     # networks
-    run = runs.Run(args, charts=[("generator loss", {"generator_loss": "generator loss"})], data=images)
+    run = runs.Run(args, data=images)
     G, latents, to_bytes = generator(args)
     D, method = critic(args)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)

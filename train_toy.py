@@ -41,10 +41,11 @@ def parse():
     add("--paper", action="store_true", help="the paper's settings (takes hours)")
     add("--dim", type=runs.whole(1, 65_536), help="units in a hidden layer (default 128, authors: 512)")
     args = parser.parse_args()
-    args.data = args.data or ("25gaussians" if args.train_generator else "all")
+    name, toy = ("toy-gan-{data}", "25gaussians") if args.train_generator else ("toy", "all")
+    args.data = args.data or toy
+    args.out = args.out or runs.default_out(parser, args, name)
     dim, batch_size = (512, 256) if args.paper else (128, 128)
     args.dim, args.batch_size = args.dim or dim, args.batch_size or batch_size
-    args.out = args.out or (f"runs/toy-gan-{args.data}" if args.train_generator else "runs/toy")
     if args.data not in data.TOYS and (args.train_generator or args.data != "all"):
         parser.error(f"--data {args.data}: choose {', '.join(data.TOYS)}")
     return args
@@ -115,8 +116,8 @@ def train_gan(args):
     args.iterations = args.iterations or iterations
 
     # data and networks
-    columns, charts = ["share_near_modes", "modes_hit"], [("share of samples near a mode", {"share_near_modes": ""})]
-    run = runs.Run(args, columns, charts, decays=not args.paper)
+    charts = [("share of samples near a mode", {"share_near_modes": "share near modes"})]
+    run = runs.Run(args, ["share_near_modes", "modes_hit"], charts, decays=not args.paper)
     batches = data.toy_batches(data.TOYS[args.data], args.batch_size, args.device)
     G, latents, _ = generator(args)
     D = models.toy_critic(args.dim).to(args.device)

@@ -128,11 +128,10 @@ def test_the_seed_and_a_running_run(trained, sampled, tmp_path):
 def test_mistakes_are_one_line(trained, sampled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "runs/a"
-    assert "there is no folder no-such; runs here: none" in sampled("no-such", code=1)
+    assert "no-such is not a run: choose one of these (none)" in sampled("no-such", code=1)
     shutil.copytree(trained("cifar"), out)
-    assert "there is no folder no-such; runs here: runs/a" in sampled("no-such", code=1)
-    assert "config.json is missing" in sampled(tmp_path, code=1)
-    assert "name one of them" in sampled("runs", code=1)
+    assert "no-such is not a run: choose one of these (runs/a)" in sampled("no-such", code=1)
+    assert "runs is not a run: choose one of these (runs/a)" in sampled("runs", code=1)
     assert "sample.py: error: the following arguments are required: RUN" in sampled(code=2)
     good, config = (out / "checkpoint.pt").read_bytes(), (out / "config.json").read_text()
     (out / "checkpoint.pt").unlink()
