@@ -112,6 +112,8 @@ def graphed(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_00
                 _, *losses = next(endless)  # recorded, not computed
         except RuntimeError as error:
             problem = f"the iteration cannot be recorded ({str(error).splitlines()[0]})"
+            fresh = torch.Generator(device).graphsafe_get_state()  # the old RNG may wait for the recording
+            torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh)
     if not anywhere(problem is not None, device):
         prepare(begin)
         graph.replay()
