@@ -21,6 +21,7 @@ import torch
 
 import plots
 import runs
+import wgan_gp
 
 BATCH = 100
 
@@ -74,7 +75,7 @@ def draw(G, latents, convert, args):
     torch.manual_seed(args.seed)
     samples = []
     for _ in range(math.ceil(args.n / BATCH)):
-        z, *y = latents(BATCH)
+        z, *y = wgan_gp.parts(latents(BATCH))
         if args.interpolate:
             z, y = walk(z[:10], z[10:20]), [labels[:10].repeat_interleave(10) for labels in y]
         if args.label is not None:

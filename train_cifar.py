@@ -53,7 +53,7 @@ def parse():
 def generator(args):
     """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
     G = models.cifar_generator(args.dim).to(args.device)
-    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    latents = lambda m: torch.randn(m, models.LATENT, device=args.device)
     return G, latents, data.to_bytes
 
 
@@ -78,7 +78,7 @@ def main():
     G, latents, to_bytes = generator(args)
     D = models.cifar_critic(args.dim, norm=None if method.lam else "batch").to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
-    fixed_z, = latents(100)
+    fixed_z = latents(100)
 
     # resume or start, and train: Algorithm 1
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
@@ -92,7 +92,7 @@ def main():
                 in_order = data.in_order(held_out, *how)
                 loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, in_order, latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
-                samples = wgan_gp.sample(G, lambda m: (fixed_z,), 100, convert=to_bytes)
+                samples = wgan_gp.sample(G, lambda m: fixed_z, 100, convert=to_bytes)
                 run.save_images(step, samples, columns=10)
 
         # less often, and not on Ctrl-C: the Inception score

@@ -56,9 +56,9 @@ def generator(args):
 
     def latents(m):
         z = torch.randn(m, models.LATENT, device=args.device)
-        if args.conditional:
-            return z, torch.randint(10, (m,), device=args.device)
-        return (z,)
+        if not args.conditional:
+            return z
+        return z, torch.randint(10, (m,), device=args.device)
 
     return G, latents, partial(data.to_bytes, top=255.99)
 
@@ -109,9 +109,9 @@ def main():
     G, latents, to_bytes = generator(args)
     D = models.CifarResNetCritic(args.dim, args.conditional).to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
-    fixed_z, *fixed_y = latents(100)
+    fixed = latents(100)
     if args.conditional:
-        fixed_y = [torch.arange(10, device=args.device).repeat(10)]  # a class per column
+        fixed = fixed[0], torch.arange(10, device=args.device).repeat(10)  # a class per column
 
     # resume or start, and train: Algorithm 1
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
@@ -125,7 +125,7 @@ def main():
             with run.clock_stopped():
                 loss, wasserstein, _ = wgan_gp.held_out_loss(G, D, in_order(args.batch_size), latents, method)
                 measured.update(held_out_loss=loss, held_out_wasserstein=wasserstein)
-                samples = wgan_gp.sample(G, lambda m: (fixed_z, *fixed_y), 100, convert=to_bytes)
+                samples = wgan_gp.sample(G, lambda m: fixed, 100, convert=to_bytes)
                 run.save_images(step, samples, columns=10)
                 if args.conditional:
                     measured.update(accuracies(G, D, next(in_order(1_000)), latents(1_000)))

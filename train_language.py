@@ -100,7 +100,7 @@ def generator(args, alphabet=None):
     if alphabet is None:
         alphabet = json.loads((Path(args.out) / "alphabet.json").read_text())
     G = models.language_generator(len(alphabet), args.length, args.dim).to(args.device)
-    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    latents = lambda m: torch.randn(m, models.LATENT, device=args.device)
     return G, latents, lambda x_tilde: data.decode(to_codes(x_tilde), alphabet)
 
 

@@ -59,7 +59,7 @@ def generator(args):
     """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
     size = {"size": 128} if args.size == 128 else {}
     G = models.LSUN[args.architecture][0](args.dim, **size).to(args.device)
-    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    latents = lambda m: torch.randn(m, models.LATENT, device=args.device)
     return G, latents, partial(data.to_bytes, top=255.99)
 
 
@@ -95,7 +95,7 @@ def main():
     norm = "layer" if method.lam else "batch"
     D = models.LSUN[args.architecture][1](args.dim, norm, **size).to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
-    fixed_z, = latents(64)
+    fixed_z = latents(64)
 
     # resume or start, and train
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)

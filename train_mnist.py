@@ -69,7 +69,7 @@ def main():
 def generator(args):
     """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
     G = models.mnist_generator(args.dim, norm=args.method == "wgan").to(args.device)
-    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    latents = lambda m: torch.randn(m, models.LATENT, device=args.device)
     return G, latents, data.unit_to_bytes
 
 
@@ -97,7 +97,7 @@ def train_one(args, name):
     G, latents, to_bytes = generator(args)
     D = models.mnist_critic(args.dim, norm="batch" if method.clip else None).to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
-    fixed_z, = latents(100)
+    fixed_z = latents(100)
 
     # resume or start, and train
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
@@ -112,7 +112,7 @@ def train_one(args, name):
                     measured[column], _, _ = wgan_gp.held_out_loss(G, D, in_order, latents, method)
         if run.every(args.sample_every, step):
             with run.clock_stopped():
-                run.save_images(step, wgan_gp.sample(G, lambda m: (fixed_z,), 100, convert=to_bytes), columns=10)
+                run.save_images(step, wgan_gp.sample(G, lambda m: fixed_z, 100, convert=to_bytes), columns=10)
         run.log(step, **measured)
         run.checkpoint(step)
     run.finish()

@@ -102,7 +102,7 @@ def settings(args, network):
 
 def generator(args):
     """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
-    latents = lambda m: (torch.randn(m, models.LATENT, device=args.device),)
+    latents = lambda m: torch.randn(m, models.LATENT, device=args.device)
     return models.variant_generator(*settings(args, "G")).to(args.device), latents, data.to_bytes
 
 
@@ -155,7 +155,7 @@ def train(args, folder):
     G, latents, to_bytes = generator(args)
     D, method = critic(args)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
-    fixed_z, = latents(100)
+    fixed_z = latents(100)
     result = {"diverged": False, "inception_score": None, "pixel_likeness": None}
 
     # resume or start, and train

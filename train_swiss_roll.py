@@ -68,7 +68,7 @@ def main():
 def generator(args):
     """Return G, its latent sampler and None: points need no conversion. sample.py calls it too."""
     G = models.toy_generator(args.dim, args.depth).to(args.device)
-    return G, lambda m: (torch.randn(m, 2, device=args.device),), None
+    return G, lambda m: torch.randn(m, 2, device=args.device), None
 
 
 def train(args, c, number):

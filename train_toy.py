@@ -107,7 +107,7 @@ def draw_surface(D, args, x_tilde=None, side=128):
 def generator(args):
     """Return G, its latent sampler and None: points need no conversion. sample.py calls it too."""
     G = models.toy_generator(args.dim).to(args.device)
-    return G, lambda m: (torch.randn(m, 2, device=args.device),), None
+    return G, lambda m: torch.randn(m, 2, device=args.device), None
 
 
 def train_gan(args):
@@ -122,7 +122,7 @@ def train_gan(args):
     G, latents, _ = generator(args)
     D = models.toy_critic(args.dim).to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
-    fixed_z, = latents(5_000)
+    fixed_z = latents(5_000)
 
     # resume or start, and train
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)

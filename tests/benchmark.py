@@ -280,7 +280,7 @@ def compare_methods(args):
     """Compare an iteration of the CIFAR DCGAN under three methods of Figure 3."""
     trainings, case = {}, CASES["dcgan"]
     x = torch.rand(case.batch, *case.shape, device=args.device) * 2 - 1
-    latents = lambda m: (torch.randn(m, case.latent, device=args.device),)
+    latents = lambda m: torch.randn(m, case.latent, device=args.device)
     for name in ("wgan-gp", "wgan", "dcgan"):
         method, norm = wgan_gp.METHODS[name], {"wgan-gp": None}.get(name, "batch")
         G = models.cifar_generator(args.dim or case.dim).to(args.device)

@@ -123,7 +123,7 @@ def test_samples_divergences_and_alphabet(call, tmp_path, text):
     G, latents, to_strings = script.generator(args)
     G.load_state_dict(states(out)[""]["G"])
     alphabet = data.text(text, max_lines=100)[1]
-    x_tilde = G(*latents(3))
+    x_tilde = G(latents(3))
     assert x_tilde.shape == (3, len(alphabet), 32)
     assert to_strings(x_tilde) == ["".join(alphabet[i] for i in row) for row in x_tilde.argmax(1)]
 
@@ -132,7 +132,7 @@ def test_every_look_has_fresh_latents(call, tmp_path, text, monkeypatch):
     drawn, sample = [], script.wgan_gp.sample
 
     def look(G, latents, n, *rest):
-        drawn.append(latents(n)[0])
+        drawn.append(latents(n))
         return sample(G, latents, n, *rest)
     monkeypatch.setattr(script.wgan_gp, "sample", look)
     assert call("train_language.py", *SMALL, "--data", text, "--out", tmp_path / "run")[0] == 0
