@@ -88,7 +88,7 @@ class Chart:
         """Draw a line with gaps at NaN. A point on its own becomes a dot."""
         finite = np.isfinite(xs) & np.isfinite(ys)
         for piece in np.ma.clump_unmasked(np.ma.masked_array(xs, ~finite)) if finite.any() else ():
-            x, y = self.place(xs[piece], ys[piece])
+            x, y = thin(*self.place(xs[piece], ys[piece]))
             if max(np.ptp(x), np.ptp(y)) < SCALE:
                 self.inside_pen.circle((x[0], y[0]), 3 * SCALE, colour)
             points = np.stack([x, y], 1).ravel().tolist()
@@ -99,6 +99,15 @@ class Chart:
         edges = self.left - SCALE, self.top - SCALE, self.right + SCALE - 1, self.bottom + SCALE - 1
         self.pen.rectangle(edges, outline=FRAME, width=SCALE)
         return self.image.reduce(SCALE)
+
+
+def thin(x, y):
+    """Keep the first, lowest, highest and last point in each column of pixels. The line looks the same."""
+    starts = np.flatnonzero(np.diff(np.floor(x), prepend=np.inf))
+    ends = np.append(starts[1:], len(x)) - 1
+    by_height = np.lexsort((y, np.repeat(starts, ends - starts + 1)))
+    kept = np.unique(np.concatenate([starts, ends, by_height[starts], by_height[ends]]))
+    return x[kept], y[kept]
 
 
 def ticks(low, high, most, log=False):

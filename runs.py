@@ -236,7 +236,7 @@ class Run:
         ("gradient penalty", {"penalty": "penalty"})]
     MAY_CHANGE = {  # on --resume
         "out", "resume", "device", "data_dir", "checkpoint_seconds", "sample_every", "measure_every", "score_every",
-        "score_samples", "inception", "fast", "threads"}
+        "score_samples", "final_samples", "inception", "fast", "threads"}
 
     def __init__(self, args, columns=(), charts=(), data=None, decays=False, label=""):
         self.args, self.out, self.label = args, Path(args.out), label

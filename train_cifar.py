@@ -25,8 +25,9 @@ import wgan_gp
 
 FIGURE_3 = {"wgan": "weight clipping", "wgan-gp-rmsprop": "gradient penalty (RMSProp)",
             "wgan-gp": "gradient penalty (Adam)", "dcgan": "DCGAN"}
-COLUMNS = ["held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation"]
-CHARTS = [("Inception score", {"inception_score": "inception score"})]
+COLUMNS = ["held_out_loss", "held_out_wasserstein", "inception_score", "inception_deviation",
+           "final_score", "final_deviation"]
+CHARTS = [("Inception score", {"inception_score": "inception score", "final_score": "final score"})]
 
 
 def parse():
@@ -35,23 +36,27 @@ def parse():
     add("--method", choices=wgan_gp.METHODS, default="wgan-gp", help="(default wgan-gp, Algorithm 1)")
     add("--dim", type=runs.whole(1), default=64,
         help="width (default 64, which the authors' code calls better than its 128)")
+    add("--norm", choices=["none", "batch", "layer"],
+        help="in D (default: none with a penalty, Section 4; else batch, authors' code)")
     add("--beta1", type=runs.number(0, 1), help="Adam's (Algorithm 1: 0; authors' code: 0.5)")
     add("--score-every", type=runs.whole(0), default=1_000, metavar="N",
         help="iterations between Inception scores (default 1000, authors' code; 0: never)")
     add("--score-samples", type=runs.whole(10), default=1_000, metavar="N",
         help="samples per score (default 1000, authors' code)")
+    add("--final-samples", type=runs.whole(10), default=50_000, metavar="N",
+        help="samples of one more score at the end (default 50000, as for Table 3)")
     add("--inception", metavar="FILE", help="the Inception weights (default: in --data-dir)")
     add("--figure", action="store_true", help="draw Figure 3 from the runs in --out (default runs)")
     args = fast.parse(parser)
     if args.beta1 is not None and wgan_gp.METHODS[args.method].optimizer != "adam":
         parser.error(f"--beta1 is Adam's, and {args.method} uses RMSProp: leave it out")
     if not args.figure:
-        args.out = args.out or runs.default_out(parser, args, "{data}-{method}", ["dim", "beta1"])
+        args.out = args.out or runs.default_out(parser, args, "{data}-{method}", ["dim", "norm", "beta1"])
     return args
 
 
 def generator(args):
-    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py uses it."""
     G = models.cifar_generator(args.dim).to(args.device)
     latents = lambda m: torch.randn(m, models.LATENT, device=args.device)
     return G, latents, data.to_bytes
@@ -71,14 +76,18 @@ def main():
     net = inception.load_or_warn(args.data_dir, args.inception, args.device) if args.score_every else None
     run = runs.Run(args, COLUMNS, CHARTS, images)
 
-    # method and networks. With a gradient penalty D has no batch norm (Section 4)
+    # method and networks. The gradient penalty needs a D without batch norm (Section 4)
     method = wgan_gp.METHODS[args.method]
     if args.beta1 is not None:
         method = method._replace(beta1=args.beta1)
+    norm = args.norm or ("none" if method.lam else "batch")
+    if method.lam and norm == "batch":
+        runs.say("warning: a gradient penalty needs a critic without batch norm (Section 4)")
     G, latents, to_bytes = generator(args)
-    D = models.cifar_critic(args.dim, norm=None if method.lam else "batch").to(args.device)
+    D = models.cifar_critic(args.dim, None if norm == "none" else norm).to(args.device)
     opt_G, opt_D = method.make_optimizer(G), method.make_optimizer(D)
     fixed_z = latents(100)
+    score_of = lambda n: inception.inception_score(wgan_gp.sample(G, latents, n, convert=to_bytes), net)
 
     # resume or start, and train: Algorithm 1
     start = run.start(G=G, D=D, opt_G=opt_G, opt_D=opt_D)
@@ -98,9 +107,11 @@ def main():
         # less often, and not on Ctrl-C: the Inception score
         if net and run.every(args.score_every, step, when_stopped=False):
             with run.clock_stopped():
-                samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)
-                score, deviation = inception.inception_score(samples, net)
+                score, deviation = score_of(args.score_samples)
                 measured.update(inception_score=score, inception_deviation=deviation)
+                if step.iteration == args.iterations:  # many samples score higher than few
+                    score, deviation = score_of(args.final_samples)
+                    measured.update(final_score=score, final_deviation=deviation)
 
         run.log(step, **measured)
         run.checkpoint(step)

@@ -51,7 +51,7 @@ def parse():
 
 
 def generator(args):
-    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py uses it."""
     G = models.CifarResNetGenerator(args.dim, args.conditional).to(args.device)
 
     def latents(m):

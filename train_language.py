@@ -93,7 +93,7 @@ def main():
 
 
 def generator(args, alphabet=None):
-    """Return G, its latent sampler and the conversion of its output to strings. sample.py calls it too.
+    """Return G, its latent sampler and the conversion of its output to strings. sample.py uses it.
 
     alphabet: by default that of the run in args.out.
     """

@@ -56,7 +56,7 @@ def parse():
 
 
 def generator(args):
-    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py uses it."""
     size = {"size": 128} if args.size == 128 else {}
     G = models.LSUN[args.architecture][0](args.dim, **size).to(args.device)
     latents = lambda m: torch.randn(m, models.LATENT, device=args.device)

@@ -67,7 +67,7 @@ def main():
 
 
 def generator(args):
-    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py uses it."""
     G = models.mnist_generator(args.dim, norm=args.method == "wgan").to(args.device)
     latents = lambda m: torch.randn(m, models.LATENT, device=args.device)
     return G, latents, data.unit_to_bytes

@@ -101,7 +101,7 @@ def settings(args, network):
 
 
 def generator(args):
-    """Return G, its latent sampler and the conversion of its output to bytes. sample.py calls it too."""
+    """Return G, its latent sampler and the conversion of its output to bytes. sample.py uses it."""
     latents = lambda m: torch.randn(m, models.LATENT, device=args.device)
     return models.variant_generator(*settings(args, "G")).to(args.device), latents, data.to_bytes
 

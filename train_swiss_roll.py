@@ -66,7 +66,7 @@ def main():
 
 
 def generator(args):
-    """Return G, its latent sampler and None: points need no conversion. sample.py calls it too."""
+    """Return G, its latent sampler and None: points need no conversion. sample.py uses it."""
     G = models.toy_generator(args.dim, args.depth).to(args.device)
     return G, lambda m: torch.randn(m, 2, device=args.device), None
 

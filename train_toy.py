@@ -105,7 +105,7 @@ def draw_surface(D, args, x_tilde=None, side=128):
 # ---- the GAN: Algorithm 1 ----
 
 def generator(args):
-    """Return G, its latent sampler and None: points need no conversion. sample.py calls it too."""
+    """Return G, its latent sampler and None: points need no conversion. sample.py uses it."""
     G = models.toy_generator(args.dim).to(args.device)
     return G, lambda m: torch.randn(m, 2, device=args.device), None
 

@@ -55,14 +55,16 @@ def pretend_inception(monkeypatch):
 # ---- what is trained ----
 
 @pytest.mark.parametrize("flags, norm, betas", [
-    ("", None, (0, 0.9)), ("--beta1 0.5", None, (0.5, 0.9)), ("--method wgan-gp-rmsprop", None, None),
-    ("--method dcgan", torch.nn.BatchNorm2d, (0.5, 0.999)),
+    ("", None, (0, 0.9)), ("--beta1 0.5", None, (0.5, 0.9)), ("--norm layer", torch.nn.GroupNorm, (0, 0.9)),
+    ("--norm batch", torch.nn.BatchNorm2d, (0, 0.9)), ("--method wgan-gp-rmsprop", None, None),
+    ("--method dcgan", torch.nn.BatchNorm2d, (0.5, 0.999)), ("--method dcgan --norm none", None, (0.5, 0.999)),
     ("--method dcgan-gp --beta1 0", None, (0, 0.999)), ("--method lsgan", torch.nn.BatchNorm2d, None),
     ("--method wgan", torch.nn.BatchNorm2d, None)])
 def test_each_method_trains_with_its_norm_and_beta1(trained, tmp_path, monkeypatch, flags, norm, betas):
     seen = []
     monkeypatch.setattr(fast, "choose", lambda args: lambda *given: seen.append(given) or wgan_gp.train(*given))
-    trained(CIFAR, tmp_path / "a", 2, *flags.split())
+    stderr = trained(CIFAR, tmp_path / "a", 2, *flags.split())
+    assert ("needs a critic without batch norm (Section 4)" in stderr) == (flags == "--norm batch")
     _, D, _, _, opt_G, opt_D, *_ = seen[0]
     kinds = {type(layer) for layer in D.modules()} & {torch.nn.GroupNorm, torch.nn.BatchNorm2d}
     assert kinds == ({norm} if norm else set())
@@ -77,12 +79,16 @@ def test_each_method_trains_with_its_norm_and_beta1(trained, tmp_path, monkeypat
 @pytest.mark.parametrize("command", [CIFAR, [*RESNET, "--conditional"]], ids=["cifar", "resnet"])
 def test_scores_are_logged_and_disturb_nothing(trained, call, tmp_path, pretend_inception, command):
     trained(command, tmp_path / "plain", 4)
-    flags = ["--score-samples", 30]
+    many, final = (["--final-samples", 50], [50]) if command is CIFAR else ([], [])
+    flags = ["--score-samples", 30, *many]
     trained(command, tmp_path / "scored", 4, *flags, score_every=2)
-    assert pretend_inception == [30, 30]
+    assert pretend_inception == [30, 30] + final
     log = runs.read_log(tmp_path / "scored")
     assert np.isfinite(log["inception_score"]).tolist() == [False, True, False, True]
     assert log["inception_deviation"][3] == 0.5
+    if final:
+        assert np.isfinite(log["final_score"]).tolist() == [False] * 3 + [True] and log["final_deviation"][3] == 0.5
+        assert log["final_score"][3] != log["inception_score"][3]
     assert same(states(tmp_path / "plain"), states(tmp_path / "scored"))
 
     pretend_inception.clear()
