@@ -506,8 +506,9 @@ def test_held_out_loss_keeps_no_graph_from_batch_to_batch():
         alive.add(part)
         return score
     batches = (at_each_batch.append(len(alive)) or (pair()[0],) for _ in range(4))
-    held_out_loss(lambda z: z, D, batches, normal)
-    assert at_each_batch == [0] * 4
+    graphs_of_G = []
+    held_out_loss(lambda z: graphs_of_G.append(torch.is_grad_enabled()) or z, D, batches, normal)
+    assert at_each_batch == [0] * 4 and not any(graphs_of_G)
 
 
 # ---- several processes ----
