@@ -124,17 +124,18 @@ def test_a_graph_trains_like_the_eager_loop(pretend_cuda, capsys, name, method, 
         assert a.param_groups[0]["lr"] == b.param_groups[0]["lr"] and type(b.param_groups[0]["lr"]) is float
 
 
-@pytest.mark.parametrize("fault", ["wrong replay", "NaN", "failed capture", "waits"])
+@pytest.mark.parametrize("fault", ["wrong replay", "NaN", "failed capture", "reads", "waits"])
 def test_a_graph_that_does_not_prove_itself_is_not_used(pretend_cuda, monkeypatch, capsys, fault):
     """The run goes on eagerly after one line, and ends as the eager one."""
     flags = dict(iterations=6, seed=5, decay=True)
     expected, eager = trained("toy", wgan_gp.train, **flags)
     copied, renewed = [], []
-    if fault == "failed capture":
+    if fault in ("failed capture", "reads"):
         generator = types.SimpleNamespace(graphsafe_get_state=lambda: "new", graphsafe_set_state=renewed.append)
         monkeypatch.setattr(torch, "Generator", lambda device: generator)
         monkeypatch.setattr(torch.cuda, "default_generators", [generator])
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    if fault == "failed capture":
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: (_ for _ in ()).throw(RuntimeError("no graph\nhere")))
     elif fault == "waits":  # torch's warning, which the debug mode turns on
         monkeypatch.setattr(torch.cuda, "set_sync_debug_mode",
@@ -144,11 +145,14 @@ def test_a_graph_that_does_not_prove_itself_is_not_used(pretend_cuda, monkeypatc
 
     def train(G, D, *args, **kwargs):
         copied.append(next(D.parameters()).data)
-        return fast.graphed(G, D, *args, **kwargs)
+        return graphed(G, D, *args, **kwargs)
+    graphed = gpu.reading if fault == "reads" else fast.graphed
     found, kept = trained("toy", train, **flags)
     line, = capsys.readouterr().err.splitlines()
     assert line.startswith("--fast: ") and line.endswith("training goes on without it")
-    assert ("no graph" in line) == (renewed == ["new"]) == (fault == "failed capture")
+    assert ("recorded (no graph)" in line) == (fault == "failed capture")
+    assert ("recorded (a number was read" in line) == (fault == "reads")
+    assert renewed == ["new"] * ("recorded" in line)
     assert torch.allclose(expected, found, rtol=1e-5, atol=1e-6)
     assert torch.allclose(weights(eager), weights(kept), atol=1e-6)
 
