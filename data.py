@@ -25,9 +25,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 
 class DataError(OSError):
-    """A problem with data, in one line that says what is wrong and what to do."""
-    def __init__(self, text):
-        super().__init__(" ".join(text.split()))
+    """A problem with data. The message says what is wrong and what to do."""
 
 
 # ---- images, batches, pixels ----
@@ -52,7 +50,7 @@ def images(name, data_dir="data", size=None, train=True, leave_out=None):
 
 
 def batches(images, batch_size, to_float, device="cpu", labels=None):
-    """Yield `(x,)`, or `(x, y)` where there are labels, without end: line 4 of Algorithm 1.
+    """Yield x, or (x, y) where there are labels, without end: line 4 of Algorithm 1.
 
     images are uint8 N x C x H x W. They move to `device` unless they would fill half of a GPU's memory.
     Indices are drawn with replacement, from the global RNG of `device`.
@@ -65,11 +63,12 @@ def batches(images, batch_size, to_float, device="cpu", labels=None):
     if labels is not None:
         labels = labels.to(device)
 
-    def draw():
-        index = torch.randint(len(images), (batch_size,), device=device)
-        x = to_float(images[index.to(images.device)].to(device))
-        return (x,) if labels is None else (x, labels[index])
-    return iter(draw, None)  # endless. No generator, whose checks would wait for its first batch
+    def draw():  # apart, so that the checks above do not wait for the first batch
+        while True:
+            index = torch.randint(len(images), (batch_size,), device=device)
+            x = to_float(images[index.to(images.device)].to(device))
+            yield x if labels is None else (x, labels[index])
+    return draw()
 
 
 def in_order(images, batch_size, to_float, device="cpu", labels=None):
@@ -78,7 +77,7 @@ def in_order(images, batch_size, to_float, device="cpu", labels=None):
     cuts = [len(images) * k // parts for k in range(parts + 1)]  # a tiny last batch breaks batch norm
     for i, end in zip(cuts, cuts[1:]):
         x = to_float(images[i:end].to(device))
-        yield (x,) if labels is None else (x, labels[i:end].to(device))
+        yield x if labels is None else (x, labels[i:end].to(device))
 
 
 def from_bytes(x):
@@ -139,9 +138,9 @@ TOYS["swissroll"] = swiss_roll
 
 
 def toy_batches(sample, batch_size, device="cpu"):
-    """Yield `(x,)` without end: new points from one of TOYS."""
+    """Yield x without end: new points from one of TOYS."""
     while True:
-        yield (sample(batch_size, device),)
+        yield sample(batch_size, device)
 
 
 def _regular(*radii):
@@ -311,8 +310,8 @@ def text(name, data_dir="data", max_lines=10_000_000, length=32, alphabet_size=2
     """Return sentences as codes: (integers N x length, alphabet), where alphabet[code] is a character.
 
     name is "billion-word" (its folder or archive in `data_dir`, or 1.7 GB to download), or a UTF-8 text
-    file, one sentence a line, or a folder of those. Empty lines are skipped. Long lines are
-    truncated, short ones padded with backquotes. Code 0 is "unknown". Then follow the most frequent characters.
+    file, one sentence a line, or a folder of those. Empty lines are skipped. Long lines are truncated,
+    short ones padded with backquotes. Code 0 is "unknown". Then follow the most frequent characters.
     """
     def numbers(chunk):  # the code points
         return np.frombuffer(chunk.encode("utf-32-le"), "<u4")

@@ -269,7 +269,7 @@ def shared(train):
     def train_shared(G, D, batches, latents, opt_G, opt_D, method=None, iterations=100_000, start=0, seed=0,
                      decay=False, generator_batch=None):
         n, rank = dist.get_world_size(), dist.get_rank()
-        own = ([part[:len(part) // n] for part in batch] for batch in batches)
+        own = ([part[:len(part) // n] for part in wgan_gp.parts(batch)] for batch in batches)
         own_seed = (seed + 1_000_000 * rank) % 2 ** 32
         for opt in (opt_G, opt_D):
             opt.register_step_pre_hook(average_gradients)

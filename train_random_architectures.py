@@ -174,7 +174,7 @@ def train(args, folder):
     # measure, and write the result
     if not result["diverged"]:
         torch.manual_seed(args.seed)  # a resumed run draws the same samples
-        x, = next(data.batches(images, min(2_000, len(images)), data.from_bytes, args.device))
+        x = next(data.batches(images, min(2_000, len(images)), data.from_bytes, args.device))
         result["pixel_likeness"] = pixel_likeness(x, wgan_gp.sample(G, latents, len(x)))
         if net:
             samples = wgan_gp.sample(G, latents, args.score_samples, convert=to_bytes)

@@ -83,7 +83,7 @@ def train_critic(args, name, toy, number):
         wgan_gp.seed_iteration(args.seed, iteration)
         if not args.paper:
             opt_D.param_groups[0]["lr"] = method.lr * (1 - iteration / args.iterations)
-        x, = next(batches)
+        x = next(batches)
         z = torch.randn_like(x)
         losses = wgan_gp.critic_step(lambda z, x: x + z, D, opt_D, x, z, x, method=method)
         step = wgan_gp.Step(iteration + 1, *losses, generator_loss=0.0)  # there is no generator

@@ -89,7 +89,7 @@ def test_toys_come_from_the_global_generator():
         first, second = toy(5), toy(5)
         torch.manual_seed(3)
         stream = data.toy_batches(toy, 5, "cpu")
-        (x,), (y,) = next(stream), next(stream)
+        x, y = next(stream), next(stream)
         assert torch.equal(x, first) and torch.equal(y, second) and not torch.equal(x, y)
 
 
@@ -366,7 +366,7 @@ def test_batches(tmp_path):
     assert torch.equal((pixels * 255).round()[:, 0, 0, 0] * 3, labels.float())  # images and labels stay together
     refused(lambda: data.batches(x, 51, data.from_bytes), "50 examples", "batch of 51")
     stream = data.batches(x[:20], 20, lambda x: x[:, 0, 0, 0].long())
-    drawn = torch.stack([next(stream)[0] for _ in range(2000)])
+    drawn = torch.stack([next(stream) for _ in range(2000)])
     distinct = torch.tensor([len(row.unique()) for row in drawn]).float().mean()
     assert abs(distinct - 20 * (1 - (19 / 20)**20)) < 0.15  # without replacement it would be 20
     assert (torch.bincount(drawn.flatten()) / 2000 - 1).abs().max() < 0.12
@@ -383,7 +383,7 @@ def test_in_order_gives_everything_once_and_never_an_image_alone():
             assert min(sizes) >= min(n, batch_size) and max(sizes) < max(2 * batch_size, n + 1)
             assert torch.equal(torch.cat([pixels for pixels, _ in got]), data.unit_from_bytes(x))
             assert torch.equal(torch.cat([labels for _, labels in got]), y)
-    assert all(len(batch) == 1 for batch in data.in_order(x.numpy(), 8, data.from_bytes))
+    assert all(batch.shape[1:] == x.shape[1:] for batch in data.in_order(x.numpy(), 8, data.from_bytes))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -447,7 +447,7 @@ def test_image_folder(album, tmp_path):
     assert labels is None and train.dtype == torch.uint8 and train.shape == (21, 3, 16, 16)
     assert firsts(held) == [0, 10, 20] and firsts(torch.cat([train, held])) == list(range(24))
     assert (train[:, 1] == 100).all() and (train[:, 2] == 200).all()
-    assert next(data.batches(train, 4, data.from_bytes))[0].shape == (4, 3, 16, 16)
+    assert next(data.batches(train, 4, data.from_bytes)).shape == (4, 3, 16, 16)
     assert len(list((tmp_path / "cache").glob("*"))) == 1 + (sys.platform != "win32")  # with .lock
 
 

@@ -147,7 +147,7 @@ def test_what_the_four_wgans_are_trained_with(call, tmp_path, monkeypatch):
     def train(G, D, batches, latents, opt_G, opt_D, method, iterations, start, seed):
         seen.append(method)
         assert str(G) == str(models.toy_generator(128, 12)) and str(D) == str(models.toy_critic(128, 12))
-        assert next(batches)[0].shape == (256, 2) and (iterations, seed) == (600, 0)
+        assert next(batches).shape == (256, 2) and (iterations, seed) == (600, 0)
         for opt in (opt_G, opt_D):
             assert opt.param_groups[0]["lr"] == method.lr and isinstance(opt, torch.optim.Adam) == bool(method.lam)
         yield wgan_gp.Step(600, *[torch.zeros(())] * 4)

@@ -108,7 +108,7 @@ def test_the_surface_is_upright():
 
 def test_what_the_gan_is_trained_with(call, tmp_path, monkeypatch):
     def train(G, D, batches, latents, opt_G, opt_D, method, iterations, start, seed, decay):
-        (x,), z = next(batches), latents(20_000)
+        x, z = next(batches), latents(20_000)
         assert str(G) == str(models.toy_generator(128)) and str(D) == str(models.toy_critic(128))
         rates = {(group["lr"], group["betas"]) for opt in (opt_G, opt_D) for group in opt.param_groups}
         assert rates == {(4e-3, (0.0, 0.9))} and method == wgan_gp.WGAN_GP._replace(lam=0.1, lr=4e-3)
