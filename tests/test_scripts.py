@@ -144,6 +144,21 @@ def test_a_run_can_go_on_further_and_looking_disturbs_nothing(run, whole, tmp_pa
         assert_same_run(whole(name), tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["cifar", "cifar resnet", "lsun"])
+def test_training_and_held_out_images_are_not_exchanged(run, tmp_path, monkeypatch, name):
+    seen = {"batches": [], "in_order": []}
+    for function, calls in seen.items():
+        def spy(*args, real=getattr(data, function), calls=calls):
+            calls.append([part for part in args if torch.is_tensor(part)])
+            return real(*args)
+        monkeypatch.setattr(data, function, spy)
+    run(name, tmp_path / "run", 1)
+    for function, train in (("batches", True), ("in_order", False)):
+        expected = data.images("shapes", size=64 if name == "lsun" else 32, train=train)
+        assert seen[function] and all(same(parts, list(expected)[:len(parts)]) for parts in seen[function])
+        assert all(len(parts) == 1 + (name == "cifar resnet") for parts in seen[function])  # with labels
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_nothing_with_a_graph_stays_alive(run, tmp_path, monkeypatch, name):
     """Else memory grows with every iteration."""
@@ -291,7 +306,8 @@ def test_a_run_is_resumed_with_its_own_flags(run, whole, name, flags):
     ("train_language.py --data my/text.txt --method dcgan", "language-text.txt-dcgan")])
 def test_the_default_folder_tells_runs_apart(monkeypatch, command, out):
     monkeypatch.setattr("sys.argv", [*command.split(), "--device", "cpu"])
-    assert importlib.import_module(command.split()[0][:-3]).parse().out == f"runs/{out}"
+    args = importlib.import_module(command.split()[0][:-3]).parse()
+    assert args.out == f"runs/{out}" and args.data_dir == "data"
 
 
 # ---- published settings ----
