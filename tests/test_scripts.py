@@ -214,6 +214,7 @@ def test_flags_that_cannot_be(call, tmp_path, monkeypatch, script):
     ("train_cifar.py --data no-such", 1, "a folder"),
     ("train_cifar.py --data shapes --batch-size 100000", 1, "than a batch"),
     ("train_cifar.py --data shapes --batch-size 4 --inception no/such/file", 1, "no/such/file"),
+    ("train_cifar_resnet.py --data shapes --batch-size 4 --inception no/such/file", 1, "no/such/file"),
     ("train_cifar.py --method vae", 2, "--method"),
     ("train_cifar.py --method wgan --beta1 0.5", 2, "uses RMSProp"),
     ("train_cifar_resnet.py --conditional --data {data}", 1, "labels"),
@@ -248,6 +249,14 @@ def test_mistakes_are_one_line(call, folder, tmp_path, monkeypatch, command, cod
     assert got == code
     one_line(stderr, says)
     assert not (tmp_path / "a" / "config.json").exists()  # so that the corrected command is not refused
+
+
+@pytest.mark.parametrize("command, says", [
+    ("train_cifar.py --figure", "no run in runs is"), ("train_cifar_resnet.py --table", "the logs in runs."),
+    ("train_lsun.py --grid", "no run of Figure 2 in runs:")])
+def test_figures_and_tables_are_of_the_folder_runs(call, tmp_path, monkeypatch, command, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in "".join(call(*command.split())[1:])
 
 
 @pytest.mark.parametrize("script, file", [
