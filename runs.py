@@ -57,6 +57,8 @@ def main(script):
         sys.exit(128 + 13)
     except (Mistake, OSError) as error:
         message, code = " ".join(str(error).split()), getattr(error, "exit_code", 1)
+        if isinstance(error, PermissionError):
+            message += ": choose another folder"
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "ried to allocate" not in str(error):
             raise
@@ -94,7 +96,8 @@ def flags(doc, data, iterations, batch_size, sample_every=None, threads=None):
         threads = None
     parser = Parser(doc)
     add = parser.add_argument
-    add("--data", default=data, metavar="NAME|PATH", help=f"what to train on (default {data or 'see above'})")
+    add("--data", type=lambda name: name.rstrip("/") or name, default=data, metavar="NAME|PATH",
+        help=f"what to train on (default {data or 'see above'})")
     add("--data-dir", default="data", help="folder for downloads (default data)")
     add("--out", help="folder for the results (default: a folder in runs/)")
     add("--iterations", type=whole(1), default=iterations,
@@ -218,7 +221,7 @@ def check_out(args):
     if args.resume and not saved:
         raise Mistake(f"no checkpoint in {out}: repeat the run's flags, or leave out --resume", 2)
     if saved and not args.resume:
-        raise Mistake(f"{out} already holds a run: add --resume, or choose another --out", 2)
+        raise Mistake(f"{out} already holds a run: add --resume to go on with its flags, or choose another --out", 2)
 
 
 class Run:
@@ -379,7 +382,7 @@ class Run:
                 self.diverged(f"a loss is not finite at iteration {row['iteration']}")
 
     def diverged(self, what):
-        raise Diverged(f"{what}: start again with another --seed or a lower learning rate; {self.kept}")
+        raise Diverged(f"{what}: start again in another --out, with another --seed or a lower learning rate; {self.kept}")
 
     def show(self, last):
         """Print the progress line, in place on a terminal and on a new line elsewhere."""
@@ -491,7 +494,7 @@ def write(path, content, append=False):
         except OSError as error:
             if not isinstance(error, PermissionError) or not more_tries:
                 raise Mistake(f"{path} cannot be written ({error.strerror}): make room, close the program that "
-                              f"has it open, or choose another --out") from None
+                              f"has it open, or write elsewhere") from None
         finally:
             temporary.unlink(missing_ok=True)
         time.sleep(0.2)
@@ -540,8 +543,7 @@ def read_config(folder):
         config = json.loads(path.read_text("utf-8"))
         return config | {"script": config["script"], "flags": dict(config["flags"])}
     except (OSError, ValueError, TypeError, KeyError):
-        raise Mistake(f"{path} is missing, or is not the config.json of a run: restore it, or choose "
-                      f"another folder") from None
+        raise Mistake(f"{path} is missing or damaged: resuming its run (--resume) restores it") from None
 
 
 def read_checkpoint(folder):
@@ -554,7 +556,7 @@ def read_checkpoint(folder):
     except Exception as error:  # torch.load raises many kinds
         damage = type(error).__name__
     if damage:
-        raise Mistake(f"{path} is missing or damaged ({damage}): restore it, or choose another folder")
+        raise Mistake(f"{path} is missing or damaged ({damage}): restore a copy, or start again in another folder")
     return loaded
 
 

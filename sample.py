@@ -42,9 +42,9 @@ def parse():
 
 def load(folder, device):
     """Return the generator of the run in `folder`, its latents and the conversion of its output."""
-    if not (folder / "config.json").exists():
+    if not (folder / "checkpoint.pt").exists():
         below = folder if folder.is_dir() else Path("runs")
-        known = [str(path.parent) for path in sorted(below.glob("**/config.json"))]
+        known = [str(path.parent) for path in sorted(below.glob("**/checkpoint.pt"))]
         raise runs.Mistake(f"{folder} is not a run: choose one of these ({', '.join(known[:20]) or 'none'})")
     config, here = runs.read_config(folder), Path(__file__).resolve().parent
     script = config["script"]

@@ -133,13 +133,18 @@ def pixel_likeness(x, x_tilde):
 
 def train(args, folder):
     """Train one architecture, measure it and write its result."""
-    parts = [f"{args.index:03d}", args.method, args.one_sided and "one-sided", args.activation]
+    parts = [f"{args.index:03d}", args.method, args.one_sided and "one-sided", args.activation,
+             args.seed and f"seed{args.seed}"]
     name = "-".join(part for part in parts if part)
     path, args.out = folder / f"{name}.json", str(folder / name)
     if path.exists() and not args.resume:
         raise runs.Mistake(f"{path} is the result of this run: delete it, or choose another --out", 2)
-    if path.exists() and read_result(path)["settings"]["iterations"] >= args.iterations:
-        return runs.say(f"finished before: {path}")
+    if path.exists():
+        before = read_result(path)["settings"]
+        if any(before.get(each) != getattr(args, each) for each in ("data", "batch_size", "divide_filters")):
+            raise runs.Mistake(f"{path} has other data, batches or filters: choose another --out", 2)
+        if before["iterations"] >= args.iterations:
+            return runs.say(f"finished before: {path}")
     args.resume = args.resume and Path(args.out, "checkpoint.pt").exists()
 
     # data, and the network that scores

@@ -135,7 +135,7 @@ def test_mistakes_are_one_line(trained, sampled, tmp_path, monkeypatch):
     assert "sample.py: error: the following arguments are required: RUN" in sampled(code=2)
     good, config = (out / "checkpoint.pt").read_bytes(), (out / "config.json").read_text()
     (out / "checkpoint.pt").unlink()
-    assert "missing" in sampled(out, code=1)
+    assert "runs/a is not a run" in sampled(out, code=1)
     damaged = bytearray(good)
     damaged[len(good) // 2] ^= 16  # a flipped bit, which torch.load accepts
     (out / "checkpoint.pt").write_bytes(damaged)

@@ -302,7 +302,7 @@ def test_a_run_is_resumed_with_its_own_flags(run, whole, name, flags):
 @pytest.mark.parametrize("command, out", [
     ("train_cifar.py", "cifar-wgan-gp"), ("train_cifar.py --seed 2 --method wgan", "cifar-wgan-seed2"),
     ("train_cifar.py --data shapes --dim 32", "shapes-wgan-gp-dim-32"),
-    ("train_cifar.py --data my/photos --norm layer --beta1 0.5", "photos-wgan-gp-norm-layer-beta1-0.5"),
+    ("train_cifar.py --data my/photos/ --norm layer --beta1 0.5", "photos-wgan-gp-norm-layer-beta1-0.5"),
     ("train_cifar_resnet.py", "cifar-resnet"), ("train_cifar_resnet.py --conditional", "cifar-resnet-conditional"),
     ("train_cifar_resnet.py --conditional --seed 1", "cifar-resnet-conditional-seed1"),
     ("train_cifar_resnet.py --data shapes --generator-batch 64", "shapes-resnet-generator-batch-64"),

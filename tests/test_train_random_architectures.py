@@ -208,7 +208,8 @@ def trained(call):
 
 
 @pytest.mark.parametrize("flags, name", [
-    (["--one-sided"], "002-wgan-gp-one-sided"), (["--activation", "elu"], "002-wgan-gp-elu"), ([], "002-wgan-gp")])
+    (["--one-sided"], "002-wgan-gp-one-sided-seed3"), (["--activation", "elu"], "002-wgan-gp-elu-seed3"),
+    ([], "002-wgan-gp-seed3")])
 def test_a_run_leaves_a_result(trained, tmp_path, flags, name):
     result, stderr = trained(tmp_path, "--seed", 3, *flags, name=name)
     assert result["architecture"] == script.architectures(3)[2]
@@ -220,7 +221,9 @@ def test_a_run_leaves_a_result(trained, tmp_path, flags, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, f"{name}.json"]
     again, stderr = trained(tmp_path, "--seed", 3, "--resume", *flags, name=name)
     assert again == result and "finished before" in stderr
-    trained(tmp_path, *flags, code=2)
+    trained(tmp_path, "--seed", 3, *flags, code=2)
+    _, stderr = trained(tmp_path, "--seed", 3, "--resume", *flags, "--divide-filters", 16, code=2)
+    assert "other data, batches or filters" in stderr
 
 
 def test_the_score_is_of_as_many_samples_as_asked_and_disturbs_nothing(trained, tmp_path, monkeypatch):
