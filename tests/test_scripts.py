@@ -232,6 +232,7 @@ def test_flags_that_cannot_be(call, tmp_path, monkeypatch, script):
     ("train_language.py --data {data}/text.txt --batch-size 61", 1, "than a batch"),
     ("train_language.py --data {data}/t10k-images-idx3-ubyte.gz", 1, "t10k-images"),
     ("train_language.py --length 3", 2, "--length"),
+    ("train_language.py --max-lines 1", 2, "--max-lines"),
     ("train_language.py --method wgan --beta1 0.5", 2, "uses RMSProp"),
     ("train_lsun.py --architecture mlp --size 128", 2, "--size"),
     ("train_lsun.py", 1, "no folder data/lsun: export LSUN"),
