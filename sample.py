@@ -109,12 +109,14 @@ def main():
         array = io.BytesIO()
         np.save(array, samples.numpy())
         runs.write(args.npy, array.getbuffer())
-    path = args.out or args.npy or args.run / default_name(args, "txt" if text else "png")
+        if not args.out:
+            return print(f"wrote {args.npy}")
+    path = args.out or args.run / default_name(args, "txt" if text else "png")
     if text:
         runs.write(path, "\n".join(samples) + "\n")
-    elif samples.dim() == 2 and (args.out or not args.npy):  # points, on a plain ground
+    elif samples.dim() == 2:  # points, on a plain ground
         runs.write(path, plots.surface(torch.zeros(2, 2), (-2.2, 2.2, -2.2, 2.2), fake=samples))
-    elif args.out or not args.npy:
+    else:
         runs.write(path, plots.image_grid(samples, min(len(samples), 10)))
     print(f"wrote {path}")
 

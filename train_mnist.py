@@ -8,8 +8,8 @@ MNIST (11 MB) is downloaded to data/ if it is not there. The figure shows the ne
 training and on validation images, which part as the critic overfits, in the paper and in results/mnist.
 The slopes, with their errors, are printed at the end. The digits: results/mnist-gan.
 
-Both losses include the penalty, if any. Each is measured on at most 1,000 images, against the same fresh samples.
-As in the authors' code the width is 64, and only clipping uses batch norm.
+Both losses include the penalty, if any. Each is measured on at most 1,000 images, against the same
+fresh samples. As in the authors' code the width is 64, and only clipping uses batch norm.
 """
 from pathlib import Path
 

@@ -137,9 +137,9 @@ def train(args, folder):
              args.seed and f"seed{args.seed}"]
     name = "-".join(part for part in parts if part)
     path, args.out = folder / f"{name}.json", str(folder / name)
-    if path.exists() and not args.resume:
-        raise runs.Mistake(f"{path} is the result of this run: delete it, or choose another --out", 2)
     if path.exists():
+        if not args.resume:
+            raise runs.Mistake(f"{path} is the result of this run: delete it, or choose another --out", 2)
         before = read_result(path)["settings"]
         if any(before.get(each) != getattr(args, each) for each in ("data", "batch_size", "divide_filters")):
             raise runs.Mistake(f"{path} has other data, batches or filters: choose another --out", 2)

@@ -8,9 +8,9 @@ Expect straight lines on the log axis for c = 0.1, 0.01 and 0.001 and a nearly f
 penalty, and weights at -c and c under clipping only, after 4 minutes. Section 3 says that other
 constraints have similar problems, and that batch norm helps somewhat. Our runs: results/swiss-roll.
 
-Our choices where the paper gives none: 128 units, 600 iterations, He's initial weights. At c = 0.01 and
-0.001 the first clip shrinks the weights, which explains most of the figure. The norms are those of the gradient of
-equation 2 at the output of each ReLU, geometric means over the second half.
+Our choices where the paper gives none: 128 units, 600 iterations, He's initial weights. At c = 0.01
+and 0.001 the first clip shrinks the weights, which explains most of the figure. The norms are those
+of equation 2's gradient at the output of each ReLU, geometric means over the second half.
 """
 import copy
 import math
