@@ -110,7 +110,7 @@ def flags(doc, data, iterations, batch_size, sample_every=None, threads=None):
         help=f"CPU threads (default {threads or 'what torch chooses'})")
     if sample_every:
         add("--sample-every", type=whole(1), default=sample_every, metavar="N",
-            help=f"iterations between samples and measurements (default {sample_every})")
+            help=f"iterations between samples, and what is measured with them (default {sample_every})")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--checkpoint-seconds", type=number(0), default=60, help="time between checkpoints (default 60)")
     return parser
@@ -382,7 +382,8 @@ class Run:
                 self.diverged(f"a loss is not finite at iteration {row['iteration']}")
 
     def diverged(self, what):
-        raise Diverged(f"{what}: start again in another --out, with another --seed or a lower learning rate; {self.kept}")
+        raise Diverged(f"{what}: start again in another --out, with another --seed or a lower learning rate; "
+                       f"{self.kept}")
 
     def show(self, last):
         """Print the progress line, in place on a terminal and on a new line elsewhere."""
@@ -390,7 +391,8 @@ class Run:
         rate = (self.iteration - self.first_iteration) / max(self.shown_at - self.begun, 1e-9)
         left = datetime.timedelta(seconds=round((self.args.iterations - self.iteration) / rate))
         line = f"{self.label} {self.iteration}/{self.args.iterations}  {rate:.3g}/s  {left} left"
-        for name in sorted(self.latest, key=lambda name: not name.endswith("score")):  # scores first
+        first = "Wasserstein", "held_out_loss"  # after a score
+        for name in sorted(self.latest, key=lambda name: (not name.endswith("score"), name not in first)):
             more = f"  {name.replace('_', ' ')} {float(self.latest[name]):.4g}"
             if len(line + more) >= 80:
                 break

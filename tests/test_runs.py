@@ -4,6 +4,7 @@ import io
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from typing import NamedTuple
@@ -133,6 +134,8 @@ def test_the_progress_line(go, now, monkeypatch):
     stderr = go("--resume", "--iterations", 12, in_iteration=slow)[2]
     shown = [line for line in stderr.replace("\r", "\n").splitlines() if "/s  " in line]
     assert stderr.count("\r") == 1 and len(shown) == 2 and all(len(line) == 79 for line in shown)
+    stderr = go(out="more", in_iteration=lambda run, i: run.latest.update(train_loss=1.0))[2]
+    assert re.search(r"8/8 .* score \S+  Wasserstein \S+ *\n", stderr)  # other measurements only if there is room
 
 
 def test_curves_leave_out_what_is_empty_or_zero(go, monkeypatch, tmp_path):
